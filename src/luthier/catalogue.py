@@ -1,0 +1,182 @@
+"""The catalogue: cards read from source with `ast`, never by import, so that listing stays instant."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import LuthierError, unknown
+
+HERE = Path(__file__).parent
+NOT_STAGES = frozenset({"kit", "checkpoint", "model", "engine", "claims", "recipes", "testing"})
+SHAPES = ("Part", "Objective", "Optim", "Rule", "Tune", "Transform", "Decode", "Measure", "Study", "Certify")
+
+
+@dataclass(frozen=True)
+class FieldCard:
+    """One field of a method: annotation and default as written, and its docstring."""
+
+    name: str
+    kind: str
+    default: str | None
+    doc: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the catalogue knows of a method without importing it."""
+
+    id: str
+    shape: str
+    cls: str
+    module: str
+    path: Path
+    summary: str
+    doc: str
+    fields: tuple[FieldCard, ...]
+    reduces_to: str | None
+    departures: tuple[str, ...]
+    roles: tuple[str, ...] | None
+    slots: tuple[str, ...]
+
+    @property
+    def stage(self) -> str:
+        return self.id.split(".", 1)[0]
+
+    @property
+    def paper(self) -> str | None:
+        """The text after "Paper:" in the head of the file, up to the end of that sentence."""
+        for line in self.doc.splitlines():
+            if line.strip().startswith("Paper:"):
+                return line.strip().removeprefix("Paper:").strip().split(".  ")[0].rstrip(".")
+        return None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "id": self.id, "shape": self.shape, "stage": self.stage, "summary": self.summary, "paper": self.paper,
+            "class": f"{self.module}.{self.cls}", "roles": list(self.roles or ()), "reduces_to": self.reduces_to,
+            "departures": list(self.departures),
+            "fields": [{"name": f.name, "type": f.kind, "default": f.default, "doc": f.doc} for f in self.fields],
+        }  # fmt: skip
+
+
+@cache
+def cards() -> Mapping[str, Card]:
+    """Every method there is, ours and those of other packages, by id."""
+    found: dict[str, Card] = {}
+    for folder in sorted(p for p in HERE.iterdir() if p.is_dir() and p.name not in NOT_STAGES):
+        for path in sorted(folder.glob("[!_]*.py")):
+            card = read(path, f"{folder.name}.{path.stem}", f"luthier.{folder.name}.{path.stem}")
+            if card:
+                found[card.id] = card
+    for id_, card in _from_other_packages():
+        if id_ in found:
+            raise LuthierError(
+                f"the id {id_!r} of {card.module} is taken", where=str(card.path), do="rename the entry point"
+            )
+        found[id_] = card
+    return found
+
+
+def _from_other_packages() -> list[tuple[str, Card]]:
+    from importlib.metadata import entry_points
+
+    found = []
+    for point in entry_points(group="luthier.methods"):
+        spec = importlib.util.find_spec(point.module)
+        if spec and spec.origin:
+            card = read(Path(spec.origin), point.name, point.module, point.attr)
+            if card:
+                found.append((point.name, card))
+    return found
+
+
+def read(path: Path, id_: str, module: str, cls: str | None = None) -> Card | None:
+    """The card of the method in `path`, or None if the file holds none."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    doc = ast.get_docstring(tree) or ""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and (cls is None or node.name == cls):
+            shape = next((_name(b) for b in node.bases if _name(b) in SHAPES), None)
+            if shape:
+                return _card(node, id_, shape, module, path, doc)
+    return None
+
+
+def _card(node: ast.ClassDef, id_: str, shape: str, module: str, path: Path, doc: str) -> Card:
+    fields, plain = [], {}
+    for here, after in zip(node.body, [*node.body[1:], None], strict=True):
+        if isinstance(here, ast.AnnAssign) and isinstance(here.target, ast.Name):
+            kind = ast.unparse(here.annotation)
+            if kind.startswith("ClassVar"):
+                continue
+            says = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            text = " ".join(str(after.value.value).split()) if says else ""  # type: ignore[union-attr]
+            fields.append(FieldCard(here.target.id, kind, ast.unparse(here.value) if here.value else None, text))
+        elif isinstance(here, ast.Assign) and isinstance(here.targets[0], ast.Name):
+            plain[here.targets[0].id] = here.value
+    summary = " ".join(doc.split("\n\n", 1)[0].split())
+    return Card(
+        id=id_, shape=shape, cls=node.name, module=module, path=path, summary=summary, doc=doc, fields=tuple(fields),
+        reduces_to=_reduction(plain.get("reduces_to")), departures=_strings(plain.get("departures")) or (),
+        roles=_strings(plain.get("roles")), slots=_strings(plain.get("slots")) or (),
+    )  # fmt: skip
+
+
+def _name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def _strings(node: ast.expr | None) -> tuple[str, ...] | None:
+    return None if node is None else tuple(ast.literal_eval(node))
+
+
+def _reduction(node: ast.expr | None) -> str | None:
+    if node is None:
+        return None
+    return "; ".join(_one_reduction(c) for c in (node.elts if isinstance(node, ast.Tuple) else [node])) or None
+
+
+def _one_reduction(call: ast.expr) -> str:
+    if not isinstance(call, ast.Call):
+        return ast.unparse(call)
+    values = [ast.literal_eval(a) for a in call.args] + [None, None]
+    named = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+    fields, to = named.get("fields", values[0]) or {}, named.get("to", values[1])
+    given, tolerance = named.get("given", {}), named.get("tolerance", 0)
+    text = f"{to} at " + (", ".join(f"{k}={v}" for k, v in fields.items()) or "its defaults")
+    text += "".join(f" given {k}={v}" for k, v in given.items())
+    return text + (f" (to {tolerance:g})" if tolerance else " (exactly)")
+
+
+def card(id_: str) -> Card:
+    """The card of one method; the error for an unknown id names the nearest right one."""
+    if id_ not in cards():
+        raise unknown("method", id_, cards())
+    return cards()[id_]
+
+
+def find(id_: str) -> type:
+    """The method's class, imported."""
+    entry = card(id_)
+    cls = getattr(importlib.import_module(entry.module), entry.cls)
+    if not entry.module.startswith("luthier."):
+        cls._id = entry.id
+    return cls
+
+
+def load(id_: str, **fields: Any) -> Any:
+    """An instance of the method `id_` with these fields."""
+    return find(id_)(**fields)
+
+
+def source_hash(id_: str) -> str:
+    """Hash of the method's file: part of every record and step hash."""
+    return hashlib.sha256(card(id_).path.read_bytes()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""What runs methods: streams, training, data, measuring."""

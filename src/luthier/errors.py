@@ -1,0 +1,43 @@
+"""One kind of error for everything a user can mend: what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LuthierError(Exception):
+    """An error the user can act on; the command line prints it as one line and exits with code 2.
+
+    what: the fault, one clause.  where: file, line, tensor or field.  do: the next action.
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, do: str | None = None):
+        self.what, self.where, self.do = what, where, do
+        super().__init__(" ".join(str(self).split()))
+
+    def __str__(self) -> str:
+        head = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{head}; {self.do}" if self.do else head
+
+    def at(self, where: str) -> LuthierError:
+        """The same error, placed: used by whoever knows the file and line the value came from."""
+        return LuthierError(self.what, where=f"{where}: {self.where}" if self.where else where, do=self.do)
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word most like `word`, or None when nothing is close."""
+    known = list(known)
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if not found:  # a last part may be right where the whole is not: "ties" for "merge.ties"
+        found = [k for k in known if k.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]]
+    return found[0] if found else None
+
+
+def unknown(kind: str, word: str, known: Iterable[str], where: str | None = None) -> LuthierError:
+    """The error for a name nobody knows, with the nearest right one."""
+    known = sorted(known)
+    near = nearest(str(word), known)
+    listed = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    do = f"did you mean {near!r}?" if near else f"known: {listed}" if known else None
+    return LuthierError(f"unknown {kind} {word!r}", where=where, do=do)

@@ -1,0 +1,198 @@
+"""What flows between methods: small frozen records, and the doors through which a method sees the world."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What an Objective returns.
+
+    total: a scalar that carries the gradient, the mean over `count` units (usually label tokens).
+    terms: named parts of it, detached, for the log.  The trainer weights batches by `count`, so
+    accumulation and ranks give the loss of the global batch.
+    """
+
+    total: Tensor
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Item:
+    """One piece of data. Either `text` (plain), or `prompt` and `answer`, or `messages` (chat turns).
+
+    id: a hash of the content; splits and overlaps are decided by it.
+    meta: what the source knows besides (the generator's entry, file, line, family).
+    """
+
+    id: str
+    text: str | None = None
+    prompt: str | None = None
+    answer: str | None = None
+    messages: tuple[Mapping[str, str], ...] | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Data(Protocol):
+    """A named source, split once and for all into train and test items that share no id."""
+
+    name: str
+    train: Sequence[Item]
+    test: Sequence[Item]
+
+    @property
+    def scored(self) -> bool:
+        """Whether answers can be scored, so that accuracy has a meaning."""
+        ...
+
+    def score(self, item: Item, output: str) -> float:
+        """The score in [0, 1] of a model's raw output, after the source's own answer extraction."""
+        ...
+
+
+class Subject(Protocol):
+    """A model that a Measure or Decode may open: named, loaded only while it is looked at."""
+
+    name: str
+
+    def open(self) -> AbstractContextManager[tuple[nn.Module, Any]]:
+        """The model in eval mode on the context's device, and its tokenizer."""
+        ...
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under named columns: what a Measure or Study returns. Values are plain scalars."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    def dicts(self) -> list[dict[str, Any]]:
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+    def where(self, **match: Any) -> list[dict[str, Any]]:
+        """The rows whose named columns have these values."""
+        return [d for d in self.dicts() if all(d[k] == v for k, v in match.items())]
+
+    @classmethod
+    def from_dicts(cls, dicts: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> Table:
+        columns = tuple(dict.fromkeys(k for d in dicts for k in d))
+        return cls(columns, tuple(tuple(d.get(c) for c in columns) for d in dicts), tuple(notes))
+
+    def to_json(self) -> str:
+        return json.dumps({"columns": self.columns, "rows": self.rows, "notes": self.notes}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Table:
+        raw = json.loads(text)
+        return cls(tuple(raw["columns"]), tuple(tuple(r) for r in raw["rows"]), tuple(raw["notes"]))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What decoding leaves: per prompt the new tokens and text, and what they cost.
+
+    forwards: forward passes of the host, a batch counted once.  cache_bytes: the largest cache held.
+    """
+
+    tokens: tuple[tuple[int, ...], ...]
+    texts: tuple[str, ...]
+    forwards: int
+    cache_bytes: int = 0
+    stopped: tuple[str, ...] = ()
+    """why each row ended: "eos", "stop" or "length" """
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a Transform sees at once: the same stretch of one tensor, from the base and every expert.
+
+    base: the base's values in fp32, None where the recipe has no base.  experts: theirs, in recipe
+    order, fp32; the shape is flat for `element`, (rows, columns) for `row`, whole for `tensor`.
+    depth: the layer's place in [0, 1], None outside the layers.  start: offset of the first element.
+    """
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    depth: float | None
+    start: int
+    base: Tensor | None
+    experts: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Remap:
+    """A leaf's entries have moved: new[i] = old[source[i]], or zero where source[i] is -1.
+
+    The trainer applies it to every tensor of optimizer state that has the leaf's shape.
+    """
+
+    leaf: Tensor
+    source: Tensor
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What a Rule says of one parameter; None leaves the engine's default."""
+
+    init_std: float | None = None
+    multiplier: float = 1.0
+    lr: float = 1.0
+    decay: float = 1.0
+    eps: float = 1.0
+
+
+@dataclass(frozen=True)
+class Param:
+    """A parameter as a Rule sees it."""
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    depth: float | None
+
+
+class Ctx(Protocol):
+    """A method's only door to the world. The concrete one is `kit.context.Context`."""
+
+    seed: int
+    step: str
+    survey: Any
+    device: torch.device
+    dtype: torch.dtype
+
+    def key(self, *item: Any) -> int:
+        """A 63-bit number that depends on (seed, step name, item) and nothing else."""
+        ...
+
+    def rng(self, *item: Any, device: Any = "cpu") -> torch.Generator:
+        """A fresh generator keyed by (seed, step name, item)."""
+        ...
+
+    def role(self, name: str, default: Any = None) -> Any:
+        """A role of the recipe step that is not an argument of the verb, such as `paired_to`."""
+        ...
+
+    def progress(self, items: Any, total: int | None = None, what: str = "") -> Iterator[Any]:
+        """Iterate, reporting each item to whoever watches."""
+        ...
+
+    def emit(self, kind: str, **values: Any) -> None:
+        """Report an event: "log" with a text, "metrics" with numbers."""
+        ...
+
+    def cached(self, name: str, key: Mapping[str, Any], make: Any) -> Any:
+        """A map of tensors, made once for all steps of a run that ask with an equal key."""
+        ...

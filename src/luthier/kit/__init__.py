@@ -1,0 +1,1 @@
+"""Pure helpers that methods share; no method, no I/O, no state."""

@@ -1,0 +1,76 @@
+"""The concrete `Ctx`: keyed randomness, progress events, a cache for the run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Event = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Context:
+    """See `luthier.flows.Ctx`. watch receives each event as a dict with at least `kind` and `step`.
+
+    cache: a folder for `cached`; None keeps nothing between steps.
+    """
+
+    seed: int = 0
+    step: str = ""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    survey: Any = None
+    roles: Mapping[str, Any] = field(default_factory=dict)
+    cache: Path | None = None
+    watch: Callable[[Event], None] | None = None
+
+    def key(self, *item: Any) -> int:
+        text = json.dumps([self.seed, self.step, *item], default=str)
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+    def rng(self, *item: Any, device: Any = "cpu") -> torch.Generator:
+        return torch.Generator(device=device).manual_seed(self.key(*item))
+
+    def role(self, name: str, default: Any = None) -> Any:
+        return self.roles.get(name, default)
+
+    def emit(self, kind: str, **values: Any) -> None:
+        if self.watch:
+            self.watch({"kind": kind, "step": self.step, **values})
+
+    def progress(self, items: Iterable[Any], total: int | None = None, what: str = "") -> Iterator[Any]:
+        if total is None and hasattr(items, "__len__"):
+            total = len(items)  # type: ignore[arg-type]
+        for done, item in enumerate(items):
+            self.emit("progress", what=what, done=done, total=total)
+            yield item
+        self.emit("progress", what=what, done=total, total=total)
+
+    def cached(
+        self, name: str, key: Mapping[str, Any], make: Callable[[], dict[str, torch.Tensor]]
+    ) -> dict[str, torch.Tensor]:
+        if self.cache is None:
+            return make()
+        from safetensors.torch import load_file, save_file
+
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
+        path = self.cache / f"{name}-{digest}.safetensors"
+        if path.exists():
+            return load_file(path)
+        made = make()
+        self.cache.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".part{os.getpid()}")
+        save_file({k: v.contiguous() for k, v in made.items()}, part)
+        part.rename(path)
+        return made
+
+    def with_(self, **changes: Any) -> Context:
+        """A copy with some attributes changed."""
+        return replace(self, **changes)

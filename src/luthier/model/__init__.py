@@ -1,0 +1,1 @@
+"""The decoder whose slots Parts fill."""

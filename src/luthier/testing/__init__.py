@@ -1,0 +1,1 @@
+"""The contract suite, for our methods and those of other packages."""
