@@ -1,0 +1,189 @@
+"""What was run, and what came of it: records in SQLite beside the run folder.
+
+A run folder, `runs/NAME/` unless told otherwise, holds
+
+    recipe.yaml           the recipe as run, `--set` applied; running this file gives the same step hashes
+    plan.json             the plan shown before the start (`recipe_plan.Plan.as_dict`)
+    ledger.sqlite         one record an attempt at a step;  ledger.jsonl: the same, exported after a run
+    verdicts.json         written by whoever judges the run;  report.html: the report
+    steps/STEP/           what a step gave; STEP is `math`, or `math@seed=1` for a varied step
+      record.json         the record below, written last: a step is done when it stands and its hash agrees
+      config.json, model.safetensors, tokenizer files, README.md    (Tune, Transform: a model folder)
+      delta/              (Tune) the change against the base, `checkpoint.delta.Delta`
+      history.json        (Tune) one object a logged step: {step, loss, terms, lr, grad_norm, tokens, seconds}
+      table.json          (Measure) {"columns": [...], "rows": [[...]], "notes": [...]}, `flows.Table`
+      trace.jsonl         (Decode) one object a prompt: {prompt, text, tokens, stopped}
+    work/STEP/            training checkpoints; gone when the step is done
+    cache/                tensors that steps share, such as masks
+
+A record is the JSON object that `Record.as_dict` gives; see the fields of `Record`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sqlite3
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import LuthierError
+
+
+@dataclass(frozen=True)
+class Record:
+    """One attempt at one step. Everything in it is plain JSON."""
+
+    run: str
+    """name of the run"""
+    step: str
+    """the step, `math@seed=1` when it varies"""
+    base: str
+    """the step as the recipe names it, `math`"""
+    hash: str
+    """of the resolved keys, the content of the inputs and the sources: equal hash, equal result"""
+    status: str
+    """done, failed or interrupted"""
+    use: str
+    """the method's id"""
+    shape: str
+    """Tune, Transform, Measure or Decode"""
+    seed: int
+    vary: Mapping[str, Any] = field(default_factory=dict)
+    """what this instance of a varied step has: {"seed": 1, "set.share": 0.05}"""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """{"use", "set" (every field), roles as written, and for a Tune "train", "objective", "optim"}"""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    """role to one or a list of {"name", "hash"}: models, steps and data"""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """method id to the hash of its file"""
+    output: str | None = None
+    """content hash of what the step gave"""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """numbers: a Tune's loss, steps, tokens, trainable, trainable_share, optimizer_state_bytes, peak_rss"""
+    artefacts: Mapping[str, str] = field(default_factory=dict)
+    """what to paths relative to the run folder: model, delta, history, table, trace"""
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    """{"system", "processor", "cores", "threads", "device", "python"}"""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """package to version: luthier, torch, transformers"""
+    started: str = ""
+    """UTC, ISO 8601"""
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    """lines for the reader; for a failure, its message"""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.as_dict(), allow_nan=False, indent=1)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Record:
+        """Keys of other versions are left out, so that old ledgers stay readable."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: tuple(v) if k == "notes" else v for k, v in raw.items() if k in known})
+
+
+class Ledger:
+    """The records of one run folder, in order of writing. Safe to read while a run writes."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "ledger.sqlite"
+        folder.mkdir(parents=True, exist_ok=True)
+        with self._open() as base:
+            base.execute(
+                "CREATE TABLE IF NOT EXISTS records (id INTEGER PRIMARY KEY, step TEXT, hash TEXT, status TEXT, "
+                "use TEXT, started TEXT, seconds REAL, body TEXT NOT NULL)"
+            )
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with closing(sqlite3.connect(self.path, timeout=30)) as base, base:
+                base.execute("PRAGMA journal_mode=WAL")
+                yield base
+        except sqlite3.DatabaseError as fault:
+            raise LuthierError(
+                f"the ledger cannot be used ({fault})", where=str(self.path), do="move it away to start a new one"
+            ) from None
+
+    def add(self, record: Record) -> None:
+        row = (record.step, record.hash, record.status, record.use, record.started, record.seconds)
+        with self._open() as base:
+            base.execute(
+                "INSERT INTO records (step, hash, status, use, started, seconds, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*row, record.to_json()),
+            )
+
+    def records(self, step: str | None = None) -> list[Record]:
+        """All records, oldest first; of one step if it is named."""
+        query, values = ("SELECT body FROM records", ())
+        if step is not None:
+            query, values = query + " WHERE step = ?", (step,)
+        with self._open() as base:
+            return [Record.from_dict(json.loads(body)) for (body,) in base.execute(query + " ORDER BY id", values)]
+
+    def latest(self) -> dict[str, Record]:
+        """The newest record of every step that has ever been done, by step."""
+        return {r.step: r for r in self.records() if r.status == "done"}
+
+    def export(self, path: Path) -> Path:
+        """All records as JSON lines, the file replaced in one go."""
+        part = path.with_name(path.name + ".part")
+        part.write_text("".join(json.dumps(r.as_dict(), allow_nan=False) + "\n" for r in self.records()), "utf-8")
+        os.replace(part, path)
+        return path
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """What of this machine bears on speed and bits."""
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None,
+        "device": device,
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def versions(packages: tuple[str, ...] = ("luthier", "torch", "transformers")) -> dict[str, str]:
+    """The installed versions of the packages results depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the run folder; a second run in it is refused. The hold ends with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(folder / ".lock", timeout=0, isolation_level=None)) as lock:
+        try:
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            raise LuthierError(
+                "another run is at work in this folder", where=str(folder), do="wait for it, or give another --folder"
+            ) from None
+        yield
