@@ -62,7 +62,7 @@ def tokenizer(chat: bool = True) -> PreTrainedTokenizerFast:
     return fast
 
 
-def llama(seed: int = 0, **sizes: Any) -> LlamaForCausalLM:
+def llama(seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: Any) -> LlamaForCausalLM:
     """A Llama of two layers, width 32, two query heads to one key-value head; keywords change its config.
 
     Weights are drawn from their own generator, on the CPU in fp32, so the global one is untouched. They
@@ -76,7 +76,7 @@ def llama(seed: int = 0, **sizes: Any) -> LlamaForCausalLM:
     })  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         model = LlamaForCausalLM(config)
-    return redraw_(model, seed).eval()
+    return redraw_(model, seed).eval().to(dtype=dtype)
 
 
 def redraw_(model: nn.Module, seed: int, std: float = 0.1) -> Any:
@@ -103,7 +103,7 @@ def checkpoint(
     folder: Path | str, seed: int = 0, dtype: torch.dtype = torch.float32, shard: str = "5GB", **sizes: Any
 ) -> Path:
     """A tiny Llama and its tokenizer saved to `folder` as Hugging Face does. shard: largest file ("20KB")."""
-    return save(llama(seed, **sizes).to(dtype), folder, shard)
+    return save(llama(seed, dtype=dtype, **sizes), folder, shard)
 
 
 def save(model: Any, folder: Path | str, shard: str = "5GB") -> Path:
