@@ -1,0 +1,199 @@
+"""The report of a run: one self-contained HTML file, fed from the ledger and the step folders only.
+
+`summary` gathers what every view of a run shows (terminal, HTML, README), so that they cannot differ.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import LuthierError
+from luthier.flows import Table
+from luthier.ledger import Ledger, Record
+
+VERDICTS = ("shown", "not shown", "refuted")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A plain answer to a question of the recipe. word: shown, not shown or refuted."""
+
+    question: str
+    word: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run showed. rows: one a model, {column: cell text}; measures: the raw rows of its tables."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: tuple[Mapping[str, str], ...]
+    measures: tuple[Mapping[str, Any], ...]
+    verdicts: tuple[Verdict, ...]
+    records: tuple[Record, ...]
+    histories: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def summary(folder: Path) -> Summary:
+    """Gather a run folder. Raises LuthierError where there is no run."""
+    if not (folder / "ledger.sqlite").exists():
+        raise LuthierError("no run here", where=str(folder), do="name a folder under runs/, or run a recipe first")
+    done = {r.step: r for r in Ledger(folder).records() if r.status == "done"}
+    records = tuple(done.values())
+    tables = [_table(folder, r) for r in records if "table" in r.artefacts]
+    measures = tuple(row for table in tables for row in table.dicts())
+    against_base = [m for m in measures if m.get("reference")]
+    columns, rows = _rows(against_base or list(measures), done)
+    histories = {
+        step: json.loads((folder / r.artefacts["history"]).read_text())
+        for step, r in done.items() if "history" in r.artefacts
+    }  # fmt: skip
+    verdicts = tuple(v for table in tables for v in map(_verdict, table.notes) if v)
+    notes = tuple(dict.fromkeys(n for r in records for n in r.notes))
+    notes += tuple(n for table in tables for n in table.notes if not _verdict(n))
+    return Summary(folder.name, columns, rows, measures, verdicts, records, histories, tuple(dict.fromkeys(notes)))
+
+
+def _table(folder: Path, record: Record) -> Table:
+    return Table.from_json((folder / record.artefacts["table"]).read_text())
+
+
+def _verdict(note: str) -> Verdict | None:
+    """A note of the form `question? -> word: why`, as `kit.verdict` writes it."""
+    question, arrow, answer = note.partition(" -> ")
+    word, colon, why = answer.partition(": ")
+    return Verdict(question, word, why) if arrow and colon and word in VERDICTS else None
+
+
+def _rows(
+    measures: list[Mapping[str, Any]], done: Mapping[str, Record]
+) -> tuple[tuple[str, ...], tuple[dict[str, str], ...]]:
+    models = list(dict.fromkeys(m["model"] for m in measures if "model" in m))
+    kinds = list(dict.fromkeys((m["data"], m["metric"]) for m in measures if "metric" in m))
+    rows = []
+    for model in models:
+        row = {"model": model}
+        for data, metric in kinds:
+            hit = next((m for m in measures if (m["model"], m["data"], m["metric"]) == (model, data, metric)), None)
+            row[f"{data} {metric}"] = cell(hit) if hit else ""
+        rows.append(row | cost(done.get(model)))
+    columns = ("model", *(f"{d} {m}" for d, m in kinds), "cost")
+    return columns, tuple(rows)
+
+
+def cell(row: Mapping[str, Any]) -> str:
+    """`mean`, and where the row is paired `mean diff [low, high]`; accuracies in percent."""
+    percent = row["metric"] == "accuracy"
+    scale, form = (100, "{:.1f}") if percent else (1, "{:.3f}")
+    mean = form.format(scale * (row["mean"] if "mean" in row else row["value"])) + ("%" if percent else "")
+    if row.get("diff") is None or row["model"] == row.get("against"):
+        return mean
+    diff, low, high = (
+        ("+" if row[k] >= 0 else "−") + form.format(abs(scale * row[k])) for k in ("diff", "low", "high")
+    )
+    return f"{mean}  {diff} [{low}, {high}]"
+
+
+def cost(record: Record | None) -> dict[str, str]:
+    if record is None:
+        return {"cost": "none"}
+    parts = []
+    if "steps" in record.metrics:
+        parts.append(f"{record.metrics['steps']} steps")
+    if "tokens" in record.metrics:
+        parts.append(f"{record.metrics['tokens']:,} tokens".replace(",", " "))
+    parts.append(f"{record.seconds:.0f} s" if record.seconds >= 1 else f"{record.seconds:.1f} s")
+    return {"cost": ", ".join(parts)}
+
+
+def verdicts(folder: Path) -> tuple[Verdict, ...]:
+    """The answers to the run's questions, in the order of the recipe."""
+    return summary(folder).verdicts
+
+
+def markdown(folder: Path) -> str:
+    """The table and the verdicts for a README."""
+    s = summary(folder)
+    lines = ["| " + " | ".join(s.columns) + " |", "|" + " --- |" * len(s.columns)]
+    lines += ["| " + " | ".join(row.get(c, "") for c in s.columns) + " |" for row in s.rows]
+    lines += ["", *(f"- {v.question} **{v.word}**: {v.why}" for v in s.verdicts)]
+    return "\n".join(lines)
+
+
+def build(folder: Path) -> Path:
+    """Write `report.html` into the run folder and return its path."""
+    from jinja2 import Environment, PackageLoader
+
+    from luthier import report_figures as draw
+
+    s = summary(folder)
+    paired = [m for m in s.measures if m.get("reference") and m["model"] != m["against"]]
+    figures = []
+    if s.histories:
+        figures.append(("Training", "Each line is one training; strong lines are smoothed.", draw.curves(s.histories)))
+    if paired:
+        text = "Paired differences to the reference on the same items, with intervals. Green is better, red worse."
+        figures.append(("Differences", text, draw.differences(paired)))
+    moved = _changes(folder, s.records)
+    if moved:
+        text = "How far each matrix moved from the base, as a share of its norm, by layer and role; one scale for all."
+        figures.append(("Where the changes lie", text, draw.layers(moved)))
+    page = Environment(loader=PackageLoader("luthier", "."), autoescape=True).get_template("report.html.j2")
+    text = page.render(
+        s=s, figures=figures, recipe=(folder / "recipe.yaml").read_text(), load=_load_lines(folder, s),
+        plan=_json(folder / "plan.json"), minutes=sum(r.seconds for r in s.records) / 60,
+        peak=max((r.metrics.get("peak_rss", 0) for r in s.records), default=0) / 2**30, escape=html.escape,
+    )  # fmt: skip
+    out = folder / "report.html"
+    part = out.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, out)
+    return out
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _load_lines(folder: Path, s: Summary) -> str:
+    models = [r for r in s.records if "model" in r.artefacts]
+    if not models:
+        return ""
+    path = folder / models[-1].artefacts["model"]
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{path}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{path}")'
+    )
+
+
+def _changes(folder: Path, records: Sequence[Record]) -> dict[str, dict[str, dict[int, float]]]:
+    """Relative change by role and layer of each model made from a base; kept beside the step once computed."""
+    from luthier.checkpoint.reader import Checkpoint
+    from luthier.checkpoint.resolve import resolve
+    from luthier.engine.changes import by_layer, changes
+
+    found = {}
+    for record in records:
+        name = record.config.get("base") or record.config.get("model")
+        if "model" not in record.artefacts or not isinstance(name, str):
+            continue
+        here = folder / record.artefacts["model"]
+        kept = here.parent / f"{here.name}.changes.json"
+        if not kept.exists() or json.loads(kept.read_text())["hash"] != record.hash:
+            step = next((r for r in records if r.base == name and "model" in r.artefacts), None)
+            old = Checkpoint.open(folder / step.artefacts["model"]) if step else resolve(name)
+            rows = by_layer(changes(old, Checkpoint.open(here)))
+            kept.write_text(json.dumps({"hash": record.hash, "layers": rows}))
+        raw = json.loads(kept.read_text())["layers"]
+        found[record.step] = {role: {int(k): v for k, v in layers.items()} for role, layers in raw.items()}
+    return {k: v for k, v in found.items() if v}

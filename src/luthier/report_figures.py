@@ -1,0 +1,115 @@
+"""The report's pictures, drawn by matplotlib as inline SVG: curves, differences, changes by layer."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+COLOURS = ("#1f5fa8", "#c2561a", "#2e7d4f", "#8a4fa3", "#a8862a", "#5b6b7a", "#b03a5b", "#2a8f9e")
+STYLE = {
+    "svg.hashsalt": "luthier", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#8a94a0", "axes.labelcolor": "#3b4550",
+    "xtick.color": "#5b6570", "ytick.color": "#3b4550", "axes.titlesize": 11, "axes.titleweight": "bold",
+    "axes.titlelocation": "left", "figure.facecolor": "none", "axes.facecolor": "none",
+}  # fmt: skip
+GOOD, BAD, NEUTRAL = "#2e7d4f", "#b03a2e", "#5b6570"
+
+
+def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Training loss against step, one line a training; the pale line is raw, the strong one smoothed."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(8.6, 3.6), layout="constrained")
+        for (name, rows), colour in zip(histories.items(), _cycle(), strict=False):
+            steps, losses = [r["step"] for r in rows], [r["loss"] for r in rows]
+            axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=1)
+            axes.plot(steps, _smooth(losses), color=colour, linewidth=2, label=name)
+        axes.set(xlabel="optimizer step", ylabel="training loss, nats per label token")
+        axes.legend(frameon=False, ncols=3, fontsize=9)
+        return _svg(figure)
+
+
+def differences(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Paired differences to the reference with intervals, a panel for each data and metric.
+
+    rows: dicts with model, data, metric, diff, low, high.  Green is better than the reference.
+    """
+    panels = list(dict.fromkeys((r["data"], r["metric"]) for r in rows))
+    models = list(dict.fromkeys(r["model"] for r in rows))
+    with plt.rc_context(STYLE):
+        height = 0.9 + 0.34 * len(models)
+        figure, grid = plt.subplots(
+            1, len(panels), figsize=(9.2, height), sharey=True, squeeze=False, layout="constrained"
+        )
+        for axes, (data, metric) in zip(grid[0], panels, strict=True):
+            better = 1 if metric == "accuracy" else -1
+            for row in rows:
+                if (row["data"], row["metric"]) != (data, metric):
+                    continue
+                y = models.index(row["model"])
+                colour = GOOD if row["low"] * better > 0 and row["high"] * better > 0 else NEUTRAL
+                colour = BAD if row["low"] * better < 0 and row["high"] * better < 0 else colour
+                axes.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2.4, solid_capstyle="round")
+                axes.plot([row["diff"]], [y], "o", color=colour, markersize=6)
+            axes.axvline(0, color="#8a94a0", linewidth=1, linestyle=(0, (3, 3)))
+            unit = "share of answers" if metric == "accuracy" else "nats per token"
+            axes.set_title(f"{data}: {metric}")
+            axes.set_xlabel(f"difference, {unit}", fontsize=9)
+            axes.set_yticks(range(len(models)), models)
+            axes.set_ylim(len(models) - 0.5, -0.5)
+        return _svg(figure)
+
+
+def layers(changes: Mapping[str, Mapping[str, Mapping[int, float]]]) -> str:
+    """A heat map for each model: relative change by layer (across) and role (down), one colour scale."""
+    names = list(changes)
+    columns = 2 if len(names) > 1 else 1
+    lines = -(-len(names) // columns)
+    peak = max((v for m in changes.values() for r in m.values() for v in r.values()), default=0.0) or 1.0
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(lines, columns, figsize=(9.2, 1.9 * lines), squeeze=False, layout="constrained")
+        image = None
+        for axes in grid.flat[len(names) :]:
+            axes.set_visible(False)
+        for axes, name in zip(grid.flat, names, strict=False):
+            roles = [r for r in changes[name] if any(changes[name][r].values())] or list(changes[name])[:1]
+            depth = 1 + max((layer for r in roles for layer in changes[name][r]), default=0)
+            values = [[changes[name][r].get(layer, 0.0) for layer in range(depth)] for r in roles]
+            image = axes.imshow(values, aspect="auto", cmap="YlGnBu", vmin=0, vmax=peak, interpolation="nearest")
+            axes.set_title(name)
+            axes.set_yticks(range(len(roles)), [r.split(".", 1)[-1] for r in roles], fontsize=8)
+            axes.set_xlabel("layer", fontsize=9)
+        if image is not None:
+            figure.colorbar(image, ax=grid, shrink=0.7, label="‖change‖ / ‖weight‖")
+        return _svg(figure)
+
+
+def _cycle() -> list[str]:
+    return list(COLOURS) * 4
+
+
+def _smooth(values: Sequence[float], keep: float = 0.8) -> list[float]:
+    """Exponential average, corrected for its start."""
+    out, mean, mass = [], 0.0, 0.0
+    for value in values:
+        mean, mass = keep * mean + (1 - keep) * value, keep * mass + (1 - keep)
+        out.append(mean / mass)
+    return out
+
+
+def _svg(figure: Any) -> str:
+    """The figure as an SVG element, without the XML head and without the date, so bytes repeat."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    return re.sub(
+        r'(<svg[^>]*?) width="[^"]*" height="[^"]*"|(<svg)', lambda m: m.group(1) or m.group(2), text, count=1
+    )
