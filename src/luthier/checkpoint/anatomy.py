@@ -1,0 +1,240 @@
+"""Anatomy: what families call the parts of a decoder, and how their heads and rotary halves lie.
+
+Data, one row a family; no method names a model class. Names are those on disk: `role_of` tells what
+a tensor is, `places` where a tensor on disk lies inside a live model, which for mixtures of experts
+is another name and a stretch of a fused tensor.
+
+Roles: embed, embed.position, head, norm; attn.q, attn.k, attn.v, attn.o (fused: attn.qkv), attn.q_norm,
+attn.k_norm, attn.q_a, attn.q_b, attn.kv_a, attn.kv_b (DeepSeek's low-rank projections); mlp.gate,
+mlp.up, mlp.down; moe.router, moe.gate, moe.up, moe.down, moe.shared.gate and so on; a bias has its
+weight's role with ".bias"; what no rule knows is "other".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from math import prod
+from typing import Any, Literal, NamedTuple
+
+from luthier.errors import unknown
+
+ROTARY = Literal["half", "interleaved", "none"]
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_EXPERT = re.compile(r"\.experts\.(\d+)\.")
+
+_NORMS = {
+    f"{name}_layernorm": "norm"
+    for name in ("input", "post_attention", "pre_feedforward", "post_feedforward", "q_a", "kv_a")
+} | {"norm": "norm"}
+_GATED = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
+_LLAMA = (
+    {"embed_tokens": "embed", "lm_head": "head"}
+    | _NORMS
+    | {f"self_attn.{p}_proj": f"attn.{p}" for p in "qkvo"}
+    | {f"self_attn.{p}_norm": f"attn.{p}_norm" for p in "qk"}
+    | {f"mlp.{name}": f"mlp.{part}" for name, part in _GATED.items()}
+)
+_EXPERTS = {"mlp.gate": "moe.router"} | {f"mlp.experts.{name}": f"moe.{part}" for name, part in _GATED.items()}
+_SHARED = {f"mlp.shared_experts.{name}": f"moe.shared.{part}" for name, part in _GATED.items()}
+_LOW_RANK = {
+    f"self_attn.{name}": f"attn.{part}"
+    for name, part in {"q_a_proj": "q_a", "q_b_proj": "q_b", "kv_a_proj_with_mqa": "kv_a", "kv_b_proj": "kv_b"}.items()
+} | {"self_attn.q_a_layernorm": "norm", "self_attn.kv_a_layernorm": "norm"}
+_MIXTRAL = {"block_sparse_moe.gate": "moe.router"} | {
+    f"block_sparse_moe.experts.{name}": f"moe.{part}" for name, part in {"w1": "gate", "w3": "up", "w2": "down"}.items()
+}
+_GPT2 = {
+    "wte": "embed", "wpe": "embed.position", "lm_head": "head", "ln_1": "norm", "ln_2": "norm", "ln_f": "norm",
+    "attn.c_attn": "attn.qkv", "attn.c_proj": "attn.o", "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down",
+}  # fmt: skip
+_NEOX = {
+    "embed_in": "embed", "embed_out": "head", "input_layernorm": "norm", "post_attention_layernorm": "norm",
+    "final_layer_norm": "norm", "attention.query_key_value": "attn.qkv", "attention.dense": "attn.o",
+    "mlp.dense_h_to_4h": "mlp.up", "mlp.dense_4h_to_h": "mlp.down",
+}  # fmt: skip
+_LUTHIER = {
+    "embed_tokens": "embed", "embed": "embed", "lm_head": "head", "head": "head", "router": "moe.router",
+    **{f"{p}_proj": f"attn.{p}" for p in "qkvo"}, **{f"{p}_norm": f"attn.{p}_norm" for p in "qk"},
+    **{name: f"mlp.{part}" for name, part in _GATED.items()},
+    **{f"experts.{name}": f"moe.{part}" for name, part in _GATED.items()},
+    **{f"shared.{name}": f"moe.shared.{part}" for name, part in _GATED.items()},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Family:
+    """One row: how a family names and lays out its parts.
+
+    parts: the end of a module's name → role; the longest end that fits wins.
+    transposed: roles whose weight is (in, out) instead of (out, in).
+    qkv: how a fused projection's rows lie, "stacked" (all q, all k, all v) or "by_head" (q, k, v of
+    head 0, then of head 1).  rotary: which entries of a head turn together.
+    live: live module name ← name on disk, where they differ outside the experts.
+    experts: the module that holds fused experts in memory, and (gate, up, down) on disk.
+    heads, kv_heads, layers, hidden: the keys of config.json.
+    """
+
+    name: str
+    parts: Mapping[str, str]
+    rotary: ROTARY = "half"
+    transposed: tuple[str, ...] = ()
+    qkv: Literal["stacked", "by_head"] = "stacked"
+    live: tuple[tuple[str, str], ...] = ()
+    experts: tuple[str, str, str] | None = None
+    heads: str = "num_attention_heads"
+    kv_heads: str = "num_key_value_heads"
+    layers: str = "num_hidden_layers"
+    hidden: str = "hidden_size"
+    aliases: tuple[str, ...] = field(default=())
+
+
+_GATED_NAMES = ("gate_proj", "up_proj", "down_proj")
+_FAMILIES = (
+    Family("llama", _LLAMA),
+    Family("mistral", _LLAMA),
+    Family("qwen2", _LLAMA),
+    Family("qwen3", _LLAMA),
+    Family("gemma", _LLAMA),
+    Family("gemma2", _LLAMA),
+    Family("gemma3", _LLAMA, aliases=("gemma3_text",)),
+    Family("olmo", _LLAMA),
+    Family("olmo2", _LLAMA),
+    Family("olmoe", _LLAMA | _EXPERTS, experts=_GATED_NAMES),
+    Family(
+        "mixtral",
+        _LLAMA | _MIXTRAL,
+        experts=("w1", "w3", "w2"),
+        live=((".mlp.", ".block_sparse_moe."),),
+    ),
+    Family("deepseek_v2", _LLAMA | _EXPERTS | _SHARED | _LOW_RANK, rotary="interleaved", experts=_GATED_NAMES),
+    Family("deepseek_v3", _LLAMA | _EXPERTS | _SHARED | _LOW_RANK, rotary="interleaved", experts=_GATED_NAMES),
+    Family(
+        "gpt2",
+        _GPT2,
+        rotary="none",
+        transposed=("attn.qkv", "attn.o", "mlp.up", "mlp.down"),
+        heads="n_head",
+        kv_heads="n_head",
+        layers="n_layer",
+        hidden="n_embd",
+    ),
+    Family("gpt_neox", _NEOX, qkv="by_head", kv_heads="num_attention_heads", live=(("lm_head.", "embed_out."),)),
+    Family("luthier", _NORMS | _LUTHIER),
+)
+FAMILIES: Mapping[str, Family] = {alias: row for row in _FAMILIES for alias in (row.name, *row.aliases)}
+
+
+def family(name: str, where: str | None = None) -> Family:
+    """The row of a family (config.json's `model_type`); LuthierError with the nearest known name."""
+    if name not in FAMILIES:
+        raise unknown("model family", name, FAMILIES, where=where)
+    return FAMILIES[name]
+
+
+@cache
+def role_of(family_name: str, name: str) -> tuple[str, int | None]:
+    """The role of the tensor `name` (as on disk) and its layer, None outside the layers.
+
+    A family without a row here gives "other" with the layer read from the name.
+    """
+    found = _LAYER.search(name)
+    layer = int(found[1]) if found else None
+    module, _, kind = _EXPERT.sub(".experts.", name).rpartition(".")
+    if kind not in ("weight", "bias"):
+        if name.endswith("e_score_correction_bias"):
+            return "moe.router.bias", layer
+        module, kind = f"{module}.{kind}", "weight"  # a bare parameter, such as fused experts
+    parts = FAMILIES[family_name].parts if family_name in FAMILIES else {}
+    words = module.split(".")
+    for start in range(len(words)):
+        role = parts.get(".".join(words[start:]))
+        if role:
+            return (role if kind == "weight" else f"{role}.bias"), layer
+    if parts and words[-1].endswith("norm"):
+        return ("norm" if kind == "weight" else "norm.bias"), layer
+    return "other", layer
+
+
+def expert_of(name: str) -> int | None:
+    """The index of the expert a tensor on disk belongs to."""
+    found = _EXPERT.search(name)
+    return int(found[1]) if found else None
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of config.json that describes the decoder."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, Mapping) else config
+
+
+def layers_of(config: Mapping[str, Any]) -> int | None:
+    """Number of layers by config.json, None when it does not say."""
+    row = FAMILIES.get(config.get("model_type", ""))
+    count = text_config(config).get(row.layers if row else "num_hidden_layers")
+    return count if isinstance(count, int) and count > 0 else None
+
+
+class Place(NamedTuple):
+    """Where a tensor on disk lies in a live model: elements start … start+prod(shape) of `live`, flat."""
+
+    live: str
+    start: int
+    shape: tuple[int, ...]
+
+
+def places(model: Any) -> dict[str, Place]:
+    """Name on disk → Place, for every parameter and saved buffer of a live model, tied ones once.
+
+    Where the family fuses experts in memory, gate and up of expert e lie in
+    gate_up_proj[e], down in down_proj[e]: contiguous stretches, so nothing is moved.
+    """
+    row = FAMILIES.get(getattr(model.config, "model_type", ""))
+    found: dict[str, Place] = {}
+    for live, tensor in _once(model).items():
+        stem, _, leaf = live.rpartition(".")
+        if row and row.experts and leaf in ("gate_up_proj", "down_proj") and tensor.dim() == 3:
+            found.update(_unfuse(_renamed(stem + ".", row), live, tuple(tensor.shape), row.experts))
+        else:
+            found[_renamed(live, row)] = Place(live, 0, tuple(tensor.shape))
+    return found
+
+
+def _once(model: Any) -> dict[str, Any]:
+    """The live state dict without tied doubles, under the first name of each tensor."""
+    tied, kept = set(), {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in tied:
+            tied.add(id(tensor))
+            kept[name] = tensor
+    return kept
+
+
+def _renamed(live: str, row: Family | None) -> str:
+    for inside, disk in row.live if row else ():
+        if live.startswith(inside) or inside.startswith("."):
+            live = live.replace(inside, disk)
+    return live
+
+
+def _unfuse(stem: str, live: str, shape: tuple[int, ...], names: tuple[str, str, str]) -> dict[str, Place]:
+    gate, up, down = names
+    count, rows, columns = shape
+    parts = (gate, up) if live.endswith("gate_up_proj") else (down,)
+    each = (rows // len(parts), columns)
+    return {
+        f"{stem}{expert}.{part}.weight": Place(live, (expert * len(parts) + i) * prod(each), each)
+        for expert in range(count)
+        for i, part in enumerate(parts)
+    }
+
+
+def disk_views(model: Any) -> dict[str, Any]:
+    """Name on disk → view into the live model's own memory: writing into it changes the model."""
+    live = model.state_dict(keep_vars=True)
+    return {
+        name: live[at.live].detach().view(-1)[at.start : at.start + prod(at.shape)].view(at.shape)
+        for name, at in places(model).items()
+    }
