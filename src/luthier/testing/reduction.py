@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from luthier.catalogue import Card, cards, find, load
+from luthier.catalogue import Card, cards, find
+from luthier.fields import hints
 from luthier.shapes import Reduces
 from luthier.testing import must
 
@@ -31,8 +32,13 @@ def check_reduction(entry: Card, shape: ModuleType) -> None:
             other = shape.PEERS[reduction.to](method, reduction.given)
         else:
             must(reduction.to in cards(), f"{entry.id} reduces to {reduction.to!r}, which nobody knows")
-            other = shape.outcome(load(reduction.to), reduction.given)
+            other = shape.outcome(find(reduction.to)(**_shared(reduction)), reduction.given)
         same(mine, other, reduction.tolerance, f"{entry.id} at {dict(reduction.fields)} against {reduction.to}")
+
+
+def _shared(reduction: Reduces) -> dict[str, Any]:
+    """The named fields that the target has too: they are set on both sides, the rest are defaults."""
+    return {k: v for k, v in reduction.fields.items() if k in hints(find(reduction.to))}
 
 
 def same(mine: Mapping[str, Any], other: Mapping[str, Any], tolerance: float, what: str) -> None:

@@ -76,7 +76,14 @@ def llama(seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: Any) -> Ll
     })  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         model = LlamaForCausalLM(config)
-    return redraw_(model, seed).eval().to(dtype=dtype)
+    return cast_(redraw_(model, seed).eval(), dtype)
+
+
+def cast_(model: nn.Module, dtype: torch.dtype) -> Any:
+    """Parameters to `dtype`; buffers stay, since rotary frequencies in bfloat16 shift the logits."""
+    for p in model.parameters():
+        p.data = p.data.to(dtype)
+    return model
 
 
 def redraw_(model: nn.Module, seed: int, std: float = 0.1) -> Any:

@@ -46,7 +46,10 @@ def alternatives(kind: Any, low: float | None = None, high: float | None = None)
     if origin in (typing.Union, types.UnionType):
         return [v for one in args for v in alternatives(one, low, high)]
     if origin is tuple:
-        inner = [alternatives(a, low, high)[:1] for a in args if a is not Ellipsis]
+        if args[-1] is Ellipsis:  # as many as there are of something: one of them, or three
+            inner = alternatives(args[0], low, high)[:3]
+            return [inner[:1], inner] if inner else []
+        inner = [alternatives(a, low, high)[:1] for a in args]
         return [[v for each in inner for v in each]] if all(inner) else []
     if origin is not None and issubclass(origin, Mapping):
         return [{"*": v} for v in alternatives(args[1], low, high)[:1]]

@@ -1,0 +1,209 @@
+"""Checks of Transforms: streamed is the same as in memory, and nothing but the inputs decides the bytes."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.catalogue import Card, find
+from luthier.checkpoint.expert import open_expert
+from luthier.checkpoint.reader import Checkpoint
+from luthier.engine.stream import run_transform, transform_tensors
+from luthier.errors import LuthierError
+from luthier.kit.context import Context
+from luthier.testing import Check, must, tiny
+from luthier.testing.reduction import distance, same
+from luthier.testing.variants import variants
+
+SIZES = {"vocab_size": 2300, "hidden_size": 32}
+"""Embedding and head of 73,600 entries: longer than one stretch of the canonical grid."""
+CPU_SECONDS = 5.0
+Weights = dict[str, Tensor]
+
+
+def checks(entry: Card) -> list[Check]:
+    every = [
+        runs, same_bytes, inputs_untouched, one_expert, expert_order, fields_matter,
+        streamed_is_in_memory, bytes_of_nothing_else, keeps_dtype, refuses_other_shapes,
+    ]  # fmt: skip
+    if entry.stage == "merge":
+        every.append(equal_experts)
+    return [Check(f.__name__.replace("_", " "), partial(f, entry)) for f in every]
+
+
+def inputs(experts: int = 3) -> tuple[Weights, list[Weights]]:
+    """The tiny base and its experts, as named tensors."""
+    base = tiny.llama(0, **SIZES)
+    return _weights(base), [_weights(tiny.moved(base, seed)) for seed in range(1, experts + 1)]
+
+
+def outcome(method: Any, given: Mapping[str, Any]) -> Weights:
+    """The merged tiny model. given: {"experts": how many}, three by default."""
+    base, experts = inputs(given.get("experts", 3))
+    return transform_tensors(method, base, experts, Context(step="contract"))
+
+
+PEERS: dict[str, Any] = {
+    "base": lambda method, given: inputs()[0],
+    "identity": lambda method, given: inputs(1)[1][0],
+    "mean": lambda method, given: _mean(inputs(given.get("experts", 3))[1]),
+}
+
+
+def _mean(experts: list[Weights]) -> Weights:
+    return {n: torch.stack([e[n].double() for e in experts]).mean(0).float() for n in experts[0]}
+
+
+def _weights(model: Any) -> Weights:
+    return {n: p.detach().clone() for n, p in model.named_parameters()}
+
+
+def runnable(entry: Card) -> list[tuple[Any, Weights]]:
+    """Variants that take three experts, each with its outcome. The default has to be among them."""
+    found = []
+    for i, method in enumerate(variants(find(entry.id))):
+        try:
+            found.append((method, outcome(method, {})))
+        except LuthierError:
+            must(i > 0, f"{method} refuses the tiny experts")
+    return found
+
+
+def runs(entry: Card) -> None:
+    """Finite, complete and quick, whatever the fields."""
+    base, _ = inputs()
+    began = time.process_time()
+    for method, merged in runnable(entry):
+        must(set(merged) == set(base), f"{method}: tensors {set(merged) ^ set(base)} came or went")
+        for name, tensor in merged.items():
+            must(tensor.shape == base[name].shape, f"{method}: {name} has shape {tuple(tensor.shape)}")
+            must(tensor.isfinite().all(), f"{method}: {name} is not finite")
+    spent = (time.process_time() - began) / max(1, len(runnable(entry)))
+    must(spent < CPU_SECONDS, f"{spent:.1f} s of CPU time at tiny size")
+
+
+def same_bytes(entry: Card) -> None:
+    """Same seed, same bytes."""
+    for method, merged in runnable(entry):
+        same(outcome(method, {}), merged, 0.0, f"{method} run twice")
+
+
+def inputs_untouched(entry: Card) -> None:
+    base, experts = inputs()
+    transform_tensors(find(entry.id)(), base, experts, Context(step="contract"))
+    again_base, again = inputs()
+    for mine, fresh in zip([base, *experts], [again_base, *again], strict=True):
+        same(mine, fresh, 0.0, f"inputs of {entry.id}")
+
+
+def one_expert(entry: Card) -> None:
+    merged = outcome(find(entry.id)(), {"experts": 1})
+    must(all(t.isfinite().all() for t in merged.values()), "a single expert gives what is not finite")
+
+
+def expert_order(entry: Card) -> None:
+    """At the defaults experts are equals: their order changes nothing but rounding."""
+    base, experts = inputs()
+    ctx = Context(step="contract")
+    method = find(entry.id)()
+    forth, back = (transform_tensors(method, base, order, ctx) for order in (experts, experts[::-1]))
+    same(forth, back, 1e-5, f"{entry.id} with its experts in another order")
+
+
+def equal_experts(entry: Card) -> None:
+    """Experts that did not move give the base back, whatever the fields."""
+    base, _ = inputs()
+    ctx = Context(step="contract")
+    tried = 0
+    for method, _ in runnable(entry):
+        if getattr(method, "normalize", True):  # a sum that is not normalised multiplies the model
+            same(transform_tensors(method, base, [base] * 3, ctx), base, 1e-6, f"{method} of equal models")
+            tried += 1
+    must(tried, "no variant was tried")
+
+
+def fields_matter(entry: Card) -> None:
+    """Each field, moved on its own from the defaults, changes the result for one of its values at least."""
+    (default, plain), *others = runnable(entry)
+    for name in default.to_dict()["set"]:
+        moved = [merged for method, merged in others if getattr(method, name) != getattr(default, name)]
+        must(moved, f"no other value of {name!r} runs with three experts")
+        changed = any(distance(merged[n], plain[n]) > 0 for merged in moved for n in plain)
+        must(changed, f"no value of {name!r} changes anything")
+
+
+def streamed_is_in_memory(entry: Card) -> None:
+    """Through files and in memory: the same bytes, for every variant."""
+    with tempfile.TemporaryDirectory() as temp:
+        folders = _folders(Path(temp))
+        for i, (method, merged) in enumerate(runnable(entry)):
+            same(_stream(method, folders, Path(temp) / f"out{i}"), merged, 0.0, f"{method} streamed")
+
+
+def bytes_of_nothing_else(entry: Card) -> None:
+    """Threads, shards and memory do not change a byte."""
+    method = find(entry.id)()
+    with tempfile.TemporaryDirectory() as temp:
+        whole, parts = _folders(Path(temp) / "whole"), _folders(Path(temp) / "parts", shard="20KB")
+        must(len(list(parts[0].glob("*.safetensors"))) > 3, "the sharded input is not sharded")
+        plain = _stream(method, whole, Path(temp) / "plain", threads=1)
+        for i, (folders, options) in enumerate([
+            (parts, {"threads": 1}), (whole, {"threads": 3}), (parts, {"threads": 4, "memory": 1 << 20}),
+        ]):  # fmt: skip
+            same(_stream(method, folders, Path(temp) / f"o{i}", **options), plain, 0.0, f"{entry.id} with {options}")
+
+
+def keeps_dtype(entry: Card) -> None:
+    """Models in bfloat16 give a model in bfloat16: the fp32 result, rounded once."""
+    with tempfile.TemporaryDirectory() as temp:
+        folders = _folders(Path(temp), dtype=torch.bfloat16)
+        method = find(entry.id)()
+        base, *experts = ({n: t.float() for n, t in _read(f).items()} for f in folders)
+        exact = transform_tensors(method, base, experts, Context(step="contract"))
+        rounded = {n: t.bfloat16() for n, t in exact.items()}
+        same(_stream(method, folders, Path(temp) / "out"), rounded, 0.0, f"{entry.id} in bfloat16")
+
+
+def refuses_other_shapes(entry: Card) -> None:
+    """An expert of another vocabulary: one line that names a tensor, and nothing is written."""
+    with tempfile.TemporaryDirectory() as temp:
+        folders = _folders(Path(temp))
+        folders[-1] = tiny.checkpoint(Path(temp) / "other", 9, vocab_size=2200)
+        out = Path(temp) / "out"
+        try:
+            _stream(find(entry.id)(), folders, out)
+        except LuthierError as fault:
+            must("2200" in str(fault) and "2300" in str(fault), f"{fault} does not name both shapes")
+            must(not out.exists(), "a refused merge leaves files")
+            return
+    raise AssertionError("experts of another shape are merged")
+
+
+def _folders(where: Path, shard: str = "5GB", dtype: torch.dtype = torch.float32) -> list[Path]:
+    """The inputs on disk: the base, then three experts."""
+    base = tiny.llama(0, **SIZES)
+    models = [base, *(tiny.moved(base, seed) for seed in range(1, 4))]
+    return [tiny.save(tiny.cast_(m, dtype), where / f"in{i}", shard) for i, m in enumerate(models)]
+
+
+def _stream(method: Any, folders: list[Path], out: Path, **options: Any) -> Weights:
+    base = Checkpoint.open(folders[0])
+    experts = [open_expert(f, base) for f in folders[1:]]
+    return _read(run_transform(method, base, experts, out, Context(step="contract"), **options))
+
+
+def _read(folder: Path) -> Weights:
+    """All tensors of a folder in the order of the tiny model, by safetensors itself."""
+    from safetensors.torch import load_file
+
+    every = {name: t for path in sorted(folder.glob("*.safetensors")) for name, t in load_file(path).items()}
+    order = [n for n, _ in tiny.llama(0, **SIZES).named_parameters()]
+    must(set(every) == set(order), f"{folder.name} holds {set(every) ^ set(order)} too much or too little")
+    return {n: every[n] for n in order}
