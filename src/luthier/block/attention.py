@@ -1,0 +1,77 @@
+"""Grouped-query attention: causal attention with rotary positions, a cache, and shared key-value heads.
+
+Paper: arXiv 2305.13245 (grouped queries; rotary positions are arXiv 2104.09864).  Query head i reads
+key-value head i // (heads / kv_heads), rotary halves lie as in Llama, and the products run through
+torch's scaled_dot_product_attention.  Sizes are the model's unless a field says otherwise, so that
+layers may differ.  Footguns: keys are cached after they were turned, so a cache cannot be moved to
+other positions; a row of the mask with no key at all gives zeros.
+Shapes: B sequences, T positions of this pass, S positions seen, D channels, N query heads, G key-value
+heads, H width of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from luthier.errors import LuthierError
+from luthier.fields import Count, Positive
+from luthier.kit.parts import Aux, Pass
+from luthier.kit.rotary import rotate
+from luthier.shapes import Part, Reduces
+
+
+class Attention(Part):
+    """See the head of this file."""
+
+    kv_heads: Count | None = None
+    """key-value heads, a divisor of the query heads: 1 is multi-query, as many as the query heads is
+    plain multi-head attention; null takes the model's `num_key_value_heads`"""
+    theta: Positive | None = None
+    """base of the rotary wavelengths; null takes the model's `rope_theta`"""
+
+    slots = ("mixer",)
+    reduces_to = Reduces({}, "llama.attention", tolerance=1e-6)
+
+    def build(self, spec: Any) -> nn.Module:
+        config = spec.config
+        kv_heads = config.num_key_value_heads if self.kv_heads is None else self.kv_heads
+        if config.num_attention_heads % kv_heads:
+            raise LuthierError(
+                f"{kv_heads} key-value heads do not divide {config.num_attention_heads} query heads",
+                where=f"{self.id}.kv_heads",
+            )
+        return GroupedAttention(spec, kv_heads, config.rope_theta if self.theta is None else self.theta)
+
+
+class GroupedAttention(nn.Module):
+    """Projections named as in Llama."""
+
+    def __init__(self, spec: Any, kv_heads: int, theta: float):
+        super().__init__()
+        width, heads, self.head_dim = spec.config.hidden_size, spec.config.num_attention_heads, spec.config.head_dim
+        self.layer, self.groups, self.theta = spec.layer, heads // kv_heads, theta
+        self.q_proj = spec.linear(width, heads * self.head_dim)
+        self.k_proj = spec.linear(width, kv_heads * self.head_dim)
+        self.v_proj = spec.linear(width, kv_heads * self.head_dim)
+        self.o_proj = spec.linear(heads * self.head_dim, width)
+
+    def forward(self, x_BTD: Tensor, at: Pass) -> tuple[Tensor, Aux]:
+        split = (*x_BTD.shape[:2], -1, self.head_dim)
+        q_BNTH = self.q_proj(x_BTD).view(split).transpose(1, 2)
+        k_BGTH = self.k_proj(x_BTD).view(split).transpose(1, 2)
+        v_BGSH = self.v_proj(x_BTD).view(split).transpose(1, 2)
+        cos_BTH, sin_BTH = at.rotary(self.head_dim, self.theta)
+        q_BNTH, k_BGSH = rotate(q_BNTH, cos_BTH, sin_BTH), rotate(k_BGTH, cos_BTH, sin_BTH)
+        if at.cache is not None:
+            k_BGSH, v_BGSH = at.cache.update(k_BGSH, v_BGSH, self.layer)
+        # fused kernels take shared heads only without a mask
+        if at.mask is not None and self.groups > 1:
+            k_BGSH, v_BGSH = (kv.repeat_interleave(self.groups, dim=1) for kv in (k_BGSH, v_BGSH))
+        y_BNTH = F.scaled_dot_product_attention(
+            q_BNTH, k_BGSH, v_BGSH, attn_mask=at.mask, is_causal=at.mask is None and q_BNTH.shape[2] > 1,
+            enable_gqa=at.mask is None and self.groups > 1,
+        )  # fmt: skip
+        return self.o_proj(y_BNTH.transpose(1, 2).flatten(2)), {}

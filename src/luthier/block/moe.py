@@ -1,0 +1,170 @@
+"""Mixture of experts: each token goes through its top-k of many SwiGLU experts, and through shared ones.
+
+Paper: arXiv 2101.03961 (balance loss), 2202.08906 (z-loss), 2401.06066 (shared experts), 2408.15664
+(bias balancing).  Nothing is dropped or padded; the router works in fp32.  Three ways to keep the load
+even, all optional: a balance loss over each sequence or the batch, normalised to 1 where even; a z-loss;
+a bias that takes part in the choice only and is moved after each optimizer step by `bias_rate` against
+the sign of the imbalance: whoever trains calls `after_step()` on every module that has it.
+Padding neither counts as load nor enters the losses.  Losses exist in training mode only.
+Footguns: micro-batches balance each on its own under "batch"; under sigmoid scores set `renormalise`.
+aux: loss/balance, loss/z (with their weights); metric/load.LAYER (tokens per expert),
+metric/max_violation.LAYER (fullest expert over the mean, less 1).
+Shapes: B sequences, T positions, N = B*T tokens, D channels, E experts, K chosen, F inner width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from luthier.errors import LuthierError
+from luthier.fields import Count, Natural, Range
+from luthier.kit import routing
+from luthier.kit.moe_apply import moe_apply
+from luthier.kit.parts import Aux, Pass
+from luthier.shapes import Part, Reduces
+
+Weight = Annotated[float, Range(0.0)]
+
+
+class Moe(Part):
+    """See the head of this file."""
+
+    experts: Count = 8
+    """routed experts"""
+    top_k: Count = 2
+    """routed experts each token goes through"""
+    shared: Natural = 0
+    """experts every token goes through besides, built as one layer of `shared` times the width"""
+    width: Count | None = None
+    """inner width of one expert; null takes the model's `intermediate_size`, divided by the number of
+    experts a token goes through, so that a token costs what the dense layer costs"""
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    """what turns router logits into scores, over all experts"""
+    renormalise: bool = True
+    """divide the chosen experts' scores by their sum (Mixtral does, OLMoE does not)"""
+    balance: Literal["sequence", "batch"] = "batch"
+    """what the balance loss is taken over"""
+    balance_weight: Weight = 0.01
+    """coefficient of the balance loss; 0 switches it off"""
+    z_weight: Weight = 0.0
+    """coefficient of the router z-loss (ST-MoE: 1e-3); 0 switches it off"""
+    bias_rate: Weight = 0.0
+    """step of the bias balancing (the paper: 1e-3); 0 switches it off"""
+
+    slots = ("ffn",)
+    reduces_to = Reduces({"experts": 1, "top_k": 1, "balance_weight": 0.0}, "block.dense", tolerance=1e-6)
+
+    def check(self) -> None:
+        if self.top_k > self.experts:
+            raise LuthierError(f"top_k {self.top_k} exceeds the {self.experts} experts", where=self.id)
+
+    def build(self, spec: Any) -> nn.Module:
+        width = self.width or spec.config.intermediate_size // (self.top_k + self.shared)
+        if width < 1:
+            raise LuthierError(
+                f"intermediate_size {spec.config.intermediate_size} is too small to divide among "
+                f"{self.top_k + self.shared} experts", where=f"{self.id}.width", do="set width",
+            )  # fmt: skip
+        return MixtureOfExperts(self, spec, width)
+
+
+class Router(nn.Module):
+    """The router's weight (E, D), and the bias where bias balancing is on."""
+
+    initial = {"e_score_correction_bias": 0.0}
+
+    def __init__(self, experts: int, width: int, biased: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(experts, width))
+        bias_E = torch.zeros(experts, dtype=torch.float32) if biased else None
+        self.register_buffer("e_score_correction_bias", bias_E)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
+        """Casts leave the bias in fp32: its steps of 1e-3 would vanish in bf16."""
+        bias_E = self.e_score_correction_bias
+        super()._apply(fn, recurse)
+        if bias_E is not None and not bias_E.is_meta:
+            self.e_score_correction_bias = bias_E.to(self.weight.device)
+        return self
+
+
+class Experts(nn.Module):
+    """The routed experts' weights, one tensor a role."""
+
+    def __init__(self, experts: int, width: int, inner: int):
+        super().__init__()
+        self.gate_proj = nn.Parameter(torch.empty(experts, inner, width))
+        self.up_proj = nn.Parameter(torch.empty(experts, inner, width))
+        self.down_proj = nn.Parameter(torch.empty(experts, width, inner))
+
+
+class Shared(nn.Module):
+    """The shared experts, side by side in one SwiGLU layer."""
+
+    def __init__(self, spec: Any, width: int):
+        super().__init__()
+        self.gate_proj = spec.linear(spec.config.hidden_size, width)
+        self.up_proj = spec.linear(spec.config.hidden_size, width)
+        self.down_proj = spec.linear(width, spec.config.hidden_size)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down_proj(nn.functional.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+
+
+class MixtureOfExperts(nn.Module):
+    """Router, experts and shared experts, named as in DeepSeek-V3."""
+
+    def __init__(self, part: Moe, spec: Any, width: int):
+        super().__init__()
+        self.part, self.layer = part, spec.layer
+        self.gate = Router(part.experts, spec.config.hidden_size, part.bias_rate > 0)
+        self.experts = Experts(part.experts, spec.config.hidden_size, width)
+        self.shared_experts = Shared(spec, part.shared * width) if part.shared else None
+        self._seen_E: Tensor | None = None
+
+    def forward(self, x_BTD: Tensor, at: Pass) -> tuple[Tensor, Aux]:
+        logits_BTE = routing.router_logits(x_BTD, self.gate.weight)
+        scores_BTE = logits_BTE.softmax(-1) if self.part.scores == "softmax" else logits_BTE.sigmoid()
+        index_NK, weight_NK = routing.choose(
+            scores_BTE.flatten(0, 1), self.part.top_k, self.part.renormalise, self.gate.e_score_correction_bias
+        )
+        bank = self.experts
+        y_ND = moe_apply(x_BTD.flatten(0, 1), index_NK, weight_NK, bank.gate_proj, bank.up_proj, bank.down_proj)
+        y_BTD = y_ND.view_as(x_BTD)
+        if self.shared_experts is not None:
+            y_BTD = y_BTD + self.shared_experts(x_BTD)
+        return y_BTD, self._aux(logits_BTE, scores_BTE, index_NK.view(*x_BTD.shape[:2], -1), at.keep_BT)
+
+    def _aux(self, logits_BTE: Tensor, scores_BTE: Tensor, index_BTK: Tensor, keep_BT: Tensor | None) -> Aux:
+        part = self.part
+        load_BE = routing.loads(index_BTK, part.experts, keep_BT)
+        load_E = load_BE.sum(0)
+        aux = {
+            f"metric/load.{self.layer}": load_E,
+            f"metric/max_violation.{self.layer}": routing.max_violation(load_E),
+        }
+        if self.training and part.balance_weight:
+            # sigmoid scores do not sum to one over the experts: the loss takes them as shares (DeepSeek-V3)
+            shares_BTE = scores_BTE / scores_BTE.sum(-1, keepdim=True).clamp_min(1e-20)
+            loss = routing.balance_loss(shares_BTE, load_BE, part.top_k, keep_BT, part.balance)
+            aux["loss/balance"] = part.balance_weight * loss
+        if self.training and part.z_weight:
+            aux["loss/z"] = part.z_weight * routing.z_loss(logits_BTE, keep_BT)
+        return aux
+
+    def observe(self, aux: Mapping[str, Tensor]) -> None:
+        """Count the load of one training pass towards the next step of the bias. The decoder calls it
+        once a pass, outside gradient checkpointing, whose recomputation would count twice."""
+        load_E = aux[f"metric/load.{self.layer}"]
+        self._seen_E = load_E if self._seen_E is None else self._seen_E + load_E
+
+    def after_step(self) -> None:
+        """Move the bias by the load seen since the last optimizer step, over all ranks."""
+        if self.part.bias_rate and self._seen_E is not None:
+            bias_E = self.gate.e_score_correction_bias
+            bias_E.copy_(routing.stepped_bias(bias_E, routing.over_ranks(self._seen_E), self.part.bias_rate))
+        self._seen_E = None
