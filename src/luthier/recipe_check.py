@@ -1,0 +1,200 @@
+"""Checks of a recipe's pieces: each turns plain values into the object they stand for, or names the line at fault."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from luthier import catalogue, shapes
+from luthier.engine.spec import TrainSpec
+from luthier.errors import LuthierError, unknown
+from luthier.recipe_text import Marked
+from luthier.shapes import Method
+
+DATA_ROLES, VALUE_ROLES = frozenset({"data"}), frozenset({"prompts", "problem"})
+DTYPES = ("auto", "fp32", "bf16", "fp16")
+SOURCES = ("gym", "text", "jsonl")
+UNITS = {"": 1, "B": 1} | {f"{p}{u}": b**e for e, p in enumerate("KMGT", 1) for u, b in (("B", 1000), ("iB", 1024))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+    """One input a method takes by name."""
+
+    name: str
+    many: bool
+    optional: bool
+
+    @property
+    def kind(self) -> str:
+        """model, data or value"""
+        return "data" if self.name in DATA_ROLES else "value" if self.name in VALUE_ROLES else "model"
+
+
+def roles_of(card: catalogue.Card) -> dict[str, Role]:
+    """The roles of a method, from its card, else from its shape. `*` marks a list, `?` an optional one."""
+    written = card.roles if card.roles is not None else getattr(shapes, card.shape).roles
+    every = [Role(word.rstrip("*?"), "*" in word, "?" in word) for word in written]
+    return {role.name: role for role in every}
+
+
+def a_map(marked: Marked, value: Any, path: tuple, what: str) -> Mapping[str, Any]:
+    """The value, which must be a map with words for keys; null counts as an empty one."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise LuthierError(f"{what} must be a map, got {value!r}", where=marked.where(*path))
+    for key in value:
+        if not isinstance(key, str):
+            raise LuthierError(f"the key {key!r} of {what} must be a word", where=marked.where(*path, key))
+    return value
+
+
+def keys(marked: Marked, value: Mapping[str, Any], path: tuple, known: Any, what: str) -> None:
+    """Refuse keys that `known` does not hold."""
+    for key in value:
+        if key not in known:
+            raise unknown(f"{what} key", key, known, where=marked.where(*path, key))
+
+
+def method(marked: Marked, path: tuple, use: Any, values: Any, shape: str | None = None) -> Method:
+    """The method `use` with the fields at `path` + ("set",), every fault placed at its line."""
+    card = known_method(marked, (*path, "use"), use, shape)
+    values = a_map(marked, values, (*path, "set"), f"set of {use}")
+    _known_fields(marked, (*path, "set"), card, values)
+    try:
+        return catalogue.load(card.id, **values)
+    except LuthierError as fault:
+        raise placed(fault, marked, (*path, "set"), values) from None
+
+
+def named_method(marked: Marked, path: tuple, value: Any, shape: str) -> Method:
+    """A method given as an id or as {use, set}."""
+    if isinstance(value, str):
+        card = known_method(marked, path, value, shape)
+        return catalogue.load(card.id)
+    value = a_map(marked, value, path, path[-1])
+    keys(marked, value, path, ("use", "set"), path[-1])
+    if "use" not in value:
+        raise LuthierError(f"{path[-1]} names no method", where=marked.where(*path), do="write use: ID")
+    return method(marked, path, value["use"], value.get("set"), shape)
+
+
+def known_method(marked: Marked, path: tuple, use: Any, shape: str | None = None) -> catalogue.Card:
+    """The card of a method id; of this shape, if one is asked."""
+    cards = catalogue.cards()
+    if use not in cards:
+        known = [c.id for c in cards.values() if shape in (None, c.shape)]
+        raise unknown("method", str(use), known, where=marked.where(*path))
+    card = cards[use]
+    if shape and card.shape != shape:
+        fits = ", ".join(c.id for c in cards.values() if c.shape == shape)
+        raise LuthierError(f"{use} is a {card.shape}, not a {shape}", where=marked.where(*path), do=f"one of: {fits}")
+    return card
+
+
+def _known_fields(marked: Marked, path: tuple, card: catalogue.Card, values: Mapping[str, Any]) -> None:
+    known = [f.name for f in card.fields]
+    for name, value in values.items():
+        if name not in known:
+            raise unknown(f"field of {card.id}", name, known, where=marked.where(*path, name))
+        if isinstance(value, Mapping) and "use" in value and set(value) <= {"use", "set"}:
+            inner = known_method(marked, (*path, name, "use"), value["use"])
+            inside = a_map(marked, value.get("set"), (*path, name, "set"), f"set of {inner.id}")
+            _known_fields(marked, (*path, name, "set"), inner, inside)
+
+
+def placed(fault: LuthierError, marked: Marked, path: tuple, values: Mapping[str, Any]) -> LuthierError:
+    """The fault at the line of the field it names, or of the whole map."""
+    said = re.split(r"[.:\s]+", fault.where or "")
+    name = next((n for n in values if n in said), None)
+    if name is None:  # a fault of the whole record may name its field in words
+        name = next((n for n in values if re.search(rf"\b{re.escape(n)}\b", fault.what)), None)
+    where = marked.where(*path, name) if name else marked.where(*path)
+    return LuthierError(fault.what, where=f"{where}: {fault.where}" if fault.where else where, do=fault.do)
+
+
+def train_fields() -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(TrainSpec))
+
+
+def train(marked: Marked, path: tuple, values: Any) -> TrainSpec:
+    """The TrainSpec of a step."""
+    values = a_map(marked, values, path, "train")
+    keys(marked, values, path, train_fields(), "train")
+    try:
+        return TrainSpec(**values)
+    except LuthierError as fault:
+        raise placed(fault, marked, path, values) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """Where a run happens; outside every hash."""
+
+    device: str = "auto"
+    memory: int = 1 << 30
+    """bytes a streamed transform may hold"""
+    threads: int | None = None
+
+
+def hardware(marked: Marked, value: Any) -> Hardware:
+    path = ("hardware",)
+    value = dict(a_map(marked, value, path, "hardware"))
+    keys(marked, value, path, ("device", "memory", "threads"), "hardware")
+    device, threads = value.get("device", "auto"), value.get("threads")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(device)):
+        raise unknown("device", str(device), ("auto", "cpu", "cuda", "cuda:0", "mps"), marked.where(*path, "device"))
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise LuthierError(f"threads must be a whole number from 1, got {threads!r}", where=marked.where(*path))
+    memory = size(value.get("memory", 1 << 30), marked.where(*path, "memory"))
+    return Hardware(device, memory, threads)
+
+
+def size(value: Any, where: str) -> int:
+    """Bytes from a number or from words such as 1GiB or 500MB."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", str(value))
+    if not match or match[2] not in UNITS or float(match[1]) <= 0:
+        raise LuthierError(f"{value!r} is no amount of memory", where=where, do="write it as 1GiB or 512MiB")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def data_entry(marked: Marked, name: str, value: Any) -> dict[str, Any]:
+    """One entry of `data`. Whether its files and families exist shows when it is opened, before any step."""
+    from luthier.engine.data import check_data
+
+    value = dict(a_map(marked, value, ("data", name), f"data {name!r}"))
+    keys(marked, value, ("data", name), ("source", "split", "set", "answers"), "data")
+    kind, colon, _ = str(value.get("source", "")).partition(":")
+    if colon and kind not in SOURCES and not Path(str(value["source"])).exists():
+        raise unknown("kind of source", kind, SOURCES, where=marked.where("data", name, "source"))
+    with at_data(marked, name):
+        check_data(name, value)
+    return value
+
+
+@contextmanager
+def at_data(marked: Marked, name: str) -> Iterator[None]:
+    """Put the line in front of what is said of `data.NAME.key`."""
+    try:
+        yield
+    except LuthierError as fault:
+        path = tuple((fault.where or "").replace(":", " ").split(" ")[0].split(".")) if fault.where else ()
+        place = marked.where(*path) if path[:2] == ("data", name) else marked.where("data", name)
+        raise LuthierError(fault.what, where=f"{place}: {fault.where or name}", do=fault.do) from None
+
+
+def new_sizes(marked: Marked, path: tuple, value: Any) -> dict[str, Any]:
+    """The fields of a new model's configuration; vocab_size comes from the tokenizer."""
+    from luthier.model.config import config_from
+
+    value = dict(a_map(marked, value, path, "new"))
+    try:
+        config_from(value)
+    except LuthierError as fault:
+        raise placed(fault, marked, path, value) from None
+    return value
