@@ -21,9 +21,13 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from luthier.catalogue import Card, card, cards
+from luthier import catalogue
+from luthier.catalogue import Card
 
-__all__ = ["KNOWN_FAILURES", "Check", "Outcome", "Report", "checks_for", "must", "run_check", "run_method", "shape_of"]
+__all__ = [
+    "KNOWN_FAILURES", "Check", "Outcome", "Report", "cases", "checks_for", "must", "run_check", "run_method",
+    "shape_of",
+]  # fmt: skip
 
 KNOWN_FAILURES: dict[tuple[str, str], str] = {}
 """{(method id, check): reason}. The suite fails as soon as one of them starts to pass."""
@@ -105,7 +109,7 @@ def run_method(id_: str, mutants: bool = False) -> Report:
     """
     from luthier.testing import golden
 
-    outcomes = [_outcome(id_, check) for check in checks_for(card(id_))]
+    outcomes = [_outcome(id_, check) for check in checks_for(catalogue.card(id_))]
     notes = []
     vectors = golden.run(id_)
     if vectors is None:
@@ -132,4 +136,5 @@ def _outcome(id_: str, check: Check) -> Outcome:
 
 def cases(shape: str) -> list[tuple[str, Check]]:
     """(id, check) for every method of one shape: what a parametrised test enrols."""
-    return [(id_, check) for id_, entry in cards().items() if entry.shape == shape for check in checks_for(entry)]
+    ours = [(id_, entry) for id_, entry in catalogue.cards().items() if entry.shape == shape]
+    return [(id_, check) for id_, entry in ours for check in checks_for(entry)]

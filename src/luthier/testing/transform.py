@@ -22,7 +22,7 @@ from luthier.testing import Check, must, tiny
 from luthier.testing.reduction import distance, same
 from luthier.testing.variants import variants
 
-SIZES = {"vocab_size": 2300, "hidden_size": 32}
+SIZES: dict[str, Any] = {"vocab_size": 2300, "hidden_size": 32}
 """Embedding and head of 73,600 entries: longer than one stretch of the canonical grid."""
 CPU_SECONDS = 5.0
 Weights = dict[str, Tensor]

@@ -1,0 +1,185 @@
+"""Checks of Measures: models are left alone, twins measure alike, a planted difference is found."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from luthier.catalogue import Card, find
+from luthier.flows import Table
+from luthier.kit.context import Context
+from luthier.kit.encode import collate, encode
+from luthier.testing import Check, must, tiny
+from luthier.testing.reduction import distance
+from luthier.testing.variants import variants
+
+BETTER = {"nll": -1, "perplexity": -1, "accuracy": 1}
+"""Which way a known metric improves; of another one only a difference is asked for."""
+CPU_SECONDS = 20.0
+
+
+def checks(entry: Card) -> list[Check]:
+    every = [runs, same_seed, models_unchanged, twins_agree, planted_signal, order_of_models]
+    return [Check(f.__name__.replace("_", " "), partial(f, entry)) for f in every]
+
+
+def quick(cls: Any) -> list[Any]:
+    """The variants of a measure, with short answers where it generates."""
+    return list(dict.fromkeys(_short(m) for m in variants(cls)))
+
+
+def _short(method: Any) -> Any:
+    return method.replace(max_new_tokens=4) if hasattr(method, "max_new_tokens") else method
+
+
+def data() -> tiny.TinyData:
+    """Sums that answers can be scored on."""
+    return tiny.task_data(train=24, test=8)
+
+
+@cache
+def _planted() -> dict[str, torch.Tensor]:
+    """Weights of a tiny model that has learnt the test answers by heart."""
+    model, tokenizer = tiny.llama(), tiny.tokenizer()
+    batch = collate([encode(i, tokenizer) for i in data().test], 0)
+    optim = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(120):
+        model(**batch).loss.backward()
+        optim.step()
+        optim.zero_grad()
+    return {n: p.detach().clone() for n, p in model.named_parameters()}
+
+
+def subjects(*names: str) -> list[tiny.TinySubject]:
+    """Tiny models by name: `good` has learnt the answers, all others are the same untrained one."""
+    made = []
+    for name in names:
+        model = tiny.llama()
+        if name == "good":
+            model.load_state_dict(_planted(), strict=False)
+        made.append(tiny.subject(name, model))
+    return made
+
+
+def measure(method: Any, *names: str, seed: int = 0) -> Table:
+    ctx = Context(seed=seed, step="contract", roles={"paired_to": "base"})
+    return method.measure(subjects(*names), [data()], ctx)
+
+
+def outcome(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """{"model column values": number} of the tiny models. given: {"models": how many}."""
+    names = ("base", "good", "twin")[: given.get("models", 2)]
+    return numbers(measure(_short(method), *names))
+
+
+PEERS: dict[str, Any] = {}
+
+
+def numbers(table: Table, but: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Every number of a table under a name made of the row's words and the column."""
+    found: dict[str, Any] = {}
+    for row in table.dicts():
+        words = [str(v) for k, v in row.items() if isinstance(v, str) and k not in but]
+        for column, value in row.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                found["/".join([*words, column])] = value
+    return found
+
+
+def runs(entry: Card) -> None:
+    """A table with rows for every model, finite numbers only, equal after JSON, quick."""
+    for method in quick(find(entry.id)):
+        began = time.process_time()
+        table = measure(method, "base", "good")
+        must(time.process_time() - began < CPU_SECONDS, f"{method} takes over {CPU_SECONDS} s of CPU time")
+        must({r["model"] for r in table.dicts()} >= {"good"}, f"{method}: no row of a model")
+        must(numbers(table), f"{method}: a table without numbers")
+        must(all(math.isfinite(v) for v in numbers(table).values()), f"{method}: not every number is finite")
+        must(Table.from_json(table.to_json()) == table, f"{method}: the table changes by JSON")
+
+
+def same_seed(entry: Card) -> None:
+    for method in quick(find(entry.id)):
+        first = measure(method, "base", "good")
+        torch.rand(3)
+        must(measure(method, "base", "good") == first, f"{method} is not decided by its seed")
+
+
+def models_unchanged(entry: Card) -> None:
+    """Weights, modes, gradients' flags and hooks are as before."""
+    for method in quick(find(entry.id)):
+        several = subjects("base", "good")
+        with untouched(several[0].model), untouched(several[1].model):
+            method.measure(several, [data()], Context(step="contract", roles={"paired_to": "base"}))
+
+
+def twins_agree(entry: Card) -> None:
+    """A model with the same weights under another name gets the same numbers; a difference to it is 0."""
+    for method in quick(find(entry.id)):
+        rows = [r for r in measure(method, "base", "twin").dicts() if r["model"] == "twin"]
+        for row in rows:
+            must(not row.get("diff"), f"{method}: a twin differs by {row.get('diff')}")
+        plain = numbers(measure(method, "base", "twin"), but=("model",))
+        alone = numbers(measure(method, "base"), but=("model",))
+        for name in alone.keys() & plain.keys():
+            gap = distance(float(alone[name]), float(plain[name]))
+            must(gap == 0, f"{method}: {name} of a twin differs by {gap:g}")
+
+
+def planted_signal(entry: Card) -> None:
+    """The model that knows the answers stands out, on the right side where the metric has one."""
+    for method in quick(find(entry.id)):
+        table = measure(method, "base", "good")
+        seen = 0
+        for metric, gain in gains(table).items():
+            side = BETTER.get(metric, math.copysign(1, gain))
+            must(side * gain > 0.1, f"{method}: {metric} moves by {gain:g} where a model knows the answers")
+            seen += 1
+        must(seen, f"{method}: no metric to judge")
+
+
+def gains(table: Table) -> dict[str, float]:
+    """metric -> the good model's mean minus the base's, or the difference the table itself states."""
+    rows = table.dicts()
+    found = {}
+    for metric in dict.fromkeys(str(r.get("metric", "value")) for r in rows):
+        mine = [r for r in rows if str(r.get("metric", "value")) == metric]
+        good = [r for r in mine if r["model"] == "good"]
+        if "diff" in table.columns:
+            found[metric] = sum(r["diff"] for r in good) / len(good)
+        else:
+            base = [r for r in mine if r["model"] == "base"]
+            found[metric] = sum(r["value"] for r in good) / len(good) - sum(r["value"] for r in base) / len(base)
+    return found
+
+
+def order_of_models(entry: Card) -> None:
+    """What is said of a model does not depend on which models are measured before it."""
+    for method in quick(find(entry.id)):
+        forth, back = (numbers(measure(method, *names)) for names in (("base", "good"), ("good", "base")))
+        must(forth == back, f"{method}: the order of the models changes the numbers")
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Raise if the block changes a weight, a buffer, a mode, a gradient or leaves a hook."""
+    before, bytes_ = _state(model), {k: v.clone() for k, v in model.state_dict().items()}
+    yield
+    after = model.state_dict()
+    must(list(after) == list(bytes_), "tensors came or went")
+    changed = [n for n, t in bytes_.items() if not torch.equal(t, after[n])]
+    must(not changed, f"changed: {', '.join(changed)}")
+    for mine, other in zip(before, _state(model), strict=True):
+        must(mine == other, f"{other[0] or 'the model'} is left in another state: {other[1:]}, was {mine[1:]}")
+
+
+def _state(model: nn.Module) -> list[tuple]:
+    modules = [(n, m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for n, m in model.named_modules()]
+    return [*modules, *((n, p.requires_grad, p.grad is None) for n, p in model.named_parameters())]

@@ -1,0 +1,13 @@
+"""One thread, no network: tests neither crowd each other out nor depend on a server."""
+
+import os
+
+for name, value in {
+    "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}.items():  # fmt: skip
+    os.environ.setdefault(name, value)
+
+import torch  # noqa: E402  (threads are counted when torch is imported)
+
+torch.set_num_threads(1)
