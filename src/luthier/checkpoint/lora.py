@@ -1,0 +1,179 @@
+"""PEFT LoRA adapter folders, read and written: `adapter_config.json` and `adapter_model.safetensors`.
+
+A matrix W (out, in) becomes W + s·B·A with A (r, in), B (out, r) and s = alpha/r, or alpha/√r with
+rsLoRA. What would need more than the adapter's two matrices (DoRA, biases, ...) is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from luthier.checkpoint.atomic import write_folder
+from luthier.checkpoint.header import fault, read_header, read_json
+from luthier.errors import LuthierError
+
+_PREFIX = "base_model.model."
+_PART = re.compile(r"(.+)\.lora_(?:(embedding)_)?([AB])(?:\.weight)?")
+_BEYOND = (
+    "use_dora", "lora_bias", "use_qalora", "target_parameters", "trainable_token_indices", "layer_replication",
+    "alora_invocation_tokens", "use_bdlora", "kasa_config", "arrow_config", "monteclora_config", "velora_config",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A change s·B·A of one matrix. a: (r, in).  b: (out, r).  transposed: the weight on disk is (in, out).
+
+    With `full` the adapter replaces the tensor whole (PEFT's modules_to_save), and a, b are empty.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    transposed: bool = False
+    full: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        if self.full is not None:
+            return tuple(self.full.shape)
+        rows, columns = self.b.shape[0], self.a.shape[1]
+        return (columns, rows) if self.transposed else (rows, columns)
+
+    @property
+    def nbytes(self) -> int:
+        return self.a.nbytes + self.b.nbytes + (0 if self.full is None else self.full.nbytes)
+
+    def delta(self) -> Tensor:
+        """The change, fp32, in the weight's own orientation."""
+        product = (self.b.float() @ self.a.float()) * self.scale
+        return product.T if self.transposed else product
+
+    def onto(self, weight: Tensor) -> Tensor:
+        """The weight with the change added in fp32, in the weight's dtype."""
+        if self.full is not None:
+            return self.full.to(weight)
+        return (weight.float() + self.delta().to(weight.device)).to(weight.dtype)
+
+    def norm(self) -> float:
+        """Euclidean length of the change, from the small Gram matrices; nan where a tensor is replaced whole."""
+        if self.full is not None:
+            return math.nan
+        a, b = self.a.double(), self.b.double()
+        return abs(self.scale) * float(((b.T @ b) * (a @ a.T)).sum().clamp(min=0).sqrt())
+
+
+def open_adapter(folder: Path) -> tuple[dict[str, LowRank], str, dict[str, Any]]:
+    """Changes by tensor name, base hash (unknown: ""), notes, of a PEFT LoRA adapter folder."""
+    config = read_json(folder / "adapter_config.json", limit=8_000_000)
+    _refuse_beyond(config, folder)
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        pickled = (folder / "adapter_model.bin").exists()
+        what = "adapter_model.bin is a pickle, which can run any program when it is read: refused"
+        raise LuthierError(what if pickled else "holds no adapter_model.safetensors", where=str(folder))
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in _load(file).items():
+        if not name.startswith(_PREFIX):
+            raise fault(file, f"the name does not begin with {_PREFIX}", name)
+        found = _PART.fullmatch(name.removeprefix(_PREFIX))
+        if found:
+            key = found[3] + ("e" if found[2] else "")
+            parts.setdefault(found[1] + ".weight", {})[key] = tensor
+        else:
+            parts.setdefault(name.removeprefix(_PREFIX), {})["full"] = tensor
+    if not parts:
+        raise LuthierError("holds not one tensor", where=str(file))
+    changes = {name: _low_rank(name, found, config, file) for name, found in parts.items()}
+    return changes, "", {"base_model": config.get("base_model_name_or_path")}
+
+
+def _refuse_beyond(config: Mapping[str, Any], folder: Path) -> None:
+    where = str(folder / "adapter_config.json")
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise LuthierError(
+            f"an adapter of type {kind!r}; only LORA is read", where=where, do="merge it with PEFT first"
+        )
+    odd = next((key for key in _BEYOND if config.get(key)), None)
+    if odd is None and config.get("bias", "none") != "none":
+        odd = "bias"
+    if odd:
+        raise LuthierError(
+            f"the adapter uses {odd}, which two matrices cannot express", where=where, do="merge it with PEFT first"
+        )
+    numbers = [config.get("r"), config.get("lora_alpha")]
+    patterns = [config.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
+    if not all(isinstance(n, (int, float)) and math.isfinite(n) and n > 0 for n in [*numbers, *patterns[0].values()]):
+        raise LuthierError("r and lora_alpha should be numbers above 0", where=where)
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    raw = file.read_bytes()
+    return {
+        e.name: torch.frombuffer(bytearray(raw[e.start : e.start + e.nbytes]), dtype=e.dtype).view(e.shape)
+        for e in read_header(file)[0]
+        if e.nbytes
+    }
+
+
+def _low_rank(name: str, parts: Mapping[str, Tensor], config: Mapping[str, Any], file: Path) -> LowRank:
+    if "full" in parts:
+        none = torch.empty(0, 0)
+        return LowRank(none, none, 1.0, full=parts["full"])
+    embedding = "Ae" in parts
+    a, b = (parts.get(key + "e" * embedding) for key in "AB")
+    if a is None or b is None or a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
+        raise fault(file, "lora_A and lora_B are missing or do not match", name)
+    rank, module = a.shape[0], name.removesuffix(".weight")
+    alpha = _by_pattern(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return LowRank(a, b, scale, transposed=embedding or bool(config.get("fan_in_fan_out")))
+
+
+def _by_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
+    """The first pattern that matches the end of the module's name, from a dot on."""
+    for pattern, value in patterns.items():
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        except re.error:
+            raise LuthierError(f"the pattern {pattern!r} of the adapter makes no sense") from None
+    return default
+
+
+def save_adapter(folder: str | os.PathLike[str], changes: Mapping[str, LowRank], base_model: str | None = None) -> Path:
+    """Write an adapter folder that PEFT loads. All changes must share `transposed`; none may replace a tensor."""
+    ways = {change.transposed for change in changes.values()}
+    if len(ways) != 1 or any(change.full is not None for change in changes.values()):
+        raise LuthierError("an adapter holds matrices of one orientation only", where=str(folder))
+    modules = {name.removesuffix(".weight"): change for name, change in changes.items()}
+    ranks = {module: change.a.shape[0] for module, change in modules.items()}
+    alphas = {module: change.scale * ranks[module] for module, change in modules.items()}
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_model, "inference_mode": True,
+        "r": max(ranks.values()), "lora_alpha": max(alphas.values()), "lora_dropout": 0.0, "bias": "none",
+        "fan_in_fan_out": ways.pop(), "use_rslora": False, "target_modules": sorted(modules),
+        "rank_pattern": {re.escape(module): rank for module, rank in ranks.items()},
+        "alpha_pattern": {re.escape(module): alpha for module, alpha in alphas.items()},
+    }  # fmt: skip
+    tensors = {
+        f"{_PREFIX}{m}.lora_{part}.weight": getattr(c, part.lower()) for m, c in modules.items() for part in "AB"
+    }
+    with write_folder(folder) as temp:
+        (temp / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
+        save_file(
+            {n: t.cpu().contiguous() for n, t in tensors.items()}, temp / "adapter_model.safetensors", {"format": "pt"}
+        )
+    return Path(folder)
