@@ -167,11 +167,20 @@ class Param:
 class Ctx(Protocol):
     """A method's only door to the world. The concrete one is `kit.context.Context`."""
 
-    seed: int
-    step: str
-    survey: Any
-    device: torch.device
-    dtype: torch.dtype
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def step(self) -> str: ...
+
+    @property
+    def survey(self) -> Any: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
     def key(self, *item: Any) -> int:
         """A 63-bit number that depends on (seed, step name, item) and nothing else."""

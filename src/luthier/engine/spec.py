@@ -1,0 +1,101 @@
+"""The `train:` map of a recipe as a checked record. Imports no torch, so that planning stays light."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from luthier.errors import LuthierError, unknown
+from luthier.fields import Count, Natural, Positive, Range, coerce, hints
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """How long, how fast and in what precision to train. Exactly one of steps, tokens, epochs is given.
+
+    A step is one update: batch x accumulate sequences on every process. Values are checked like a
+    method's fields; LuthierError names the field, or the nearest one to a name nobody knows (`of`).
+    """
+
+    steps: Count | None = None
+    """updates"""
+    tokens: Count | None = None
+    """train until this many tokens, padding apart, have been seen"""
+    epochs: Positive | None = None
+    """passes over the training items of all data together, rounded up to whole steps"""
+    batch: Count = 8
+    """sequences in a micro-batch, on each process"""
+    accumulate: Count = 1
+    """micro-batches in a step"""
+    lr: Positive = 1e-4
+    """the highest learning rate"""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """what the learning rate does after the warmup; linear and cosine end at zero"""
+    warmup: Annotated[int, Range(0)] | Annotated[float, Range(0.0, 1.0)] = 0
+    """linear rise of the learning rate: a whole number of steps, or a share of the training such as 0.1"""
+    clip: Positive | None = 1.0
+    """largest norm of the gradient over all leaves; null never clips"""
+    dtype: Literal["auto", "fp32", "bf16", "bf16-mixed"] = "auto"
+    """weights as they come (auto), in fp32 or in bf16, or fp32 weights under bf16 autocast. In pure bf16
+    small updates are lost to rounding, except by methods that keep fp32 copies of what they train."""
+    max_length: Count = 512
+    """tokens of the longest row"""
+    pack: bool = False
+    """join plain texts into rows of exactly max_length tokens"""
+    save_every: Count | None = None
+    """steps between saves of the run; null saves only when interrupted"""
+    keep: Count = 2
+    """saves that are kept, the newest ones"""
+    log_every: Count = 1
+    """steps between entries of the history"""
+    checkpointing: bool = False
+    """recompute activations in the backward pass: less memory, about a third more time"""
+    workers: Natural = 0
+    """steps whose rows are readied ahead, each in a thread of its own; the bytes do not depend on it"""
+
+    def __post_init__(self) -> None:
+        for name, kind in hints(type(self)).items():
+            try:
+                object.__setattr__(self, name, coerce(getattr(self, name), kind))
+            except LuthierError as fault:
+                raise fault.at(f"train.{name}") from None
+        lengths = [n for n in ("steps", "tokens", "epochs") if getattr(self, n) is not None]
+        if len(lengths) != 1:
+            given = " and ".join(lengths) or "no length"
+            raise LuthierError(f"{given} given", where="train", do="give exactly one of steps, tokens, epochs")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> TrainSpec:
+        """From the map of a recipe; an unknown key names the nearest known one."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                raise unknown("field", name, known, where="train")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def sequences(self, world: int = 1) -> int:
+        """Sequences in one step on `world` processes."""
+        return self.batch * self.accumulate * world
+
+    def planned(self, items: int, world: int = 1) -> int | None:
+        """Steps that will be taken over this many training items; None when tokens decide."""
+        if self.epochs is not None:
+            return math.ceil(self.epochs * items / self.sequences(world))
+        return self.steps
+
+    def rate(self, step: int, done: float, after: float) -> float:
+        """The learning rate of step number `step` (from 1), at which the share of the training that is
+        complete goes from `done` to `after`. The first step is never at zero, nor is the last."""
+        share = isinstance(self.warmup, float)
+        rise = (after / self.warmup if share else step / self.warmup) if self.warmup else 1.0
+        if rise < 1.0:
+            return self.lr * rise
+        risen = self.warmup if share else done * self.warmup / max(step - 1, 1)
+        left = min(1.0, max(0.0, (1.0 - done) / (1.0 - risen))) if risen < 1.0 else 1.0
+        shape = {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}
+        return self.lr * shape[self.schedule]
