@@ -1,0 +1,51 @@
+"""Changes of experts against a base, and the one number that belongs to each expert."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.errors import LuthierError
+from luthier.flows import Piece
+from luthier.kit.schedule import at
+
+
+def changes(piece: Piece) -> list[Tensor]:
+    """What every expert changed: its values minus the base's, fp32, in recipe order."""
+    assert piece.base is not None  # the engine has refused a missing base before the first piece
+    return [expert_N - piece.base for expert_N in piece.experts]
+
+
+def add(piece: Piece, change_N: Tensor, scale: float) -> Tensor:
+    """The base with a scaled change added."""
+    assert piece.base is not None
+    return torch.add(piece.base, change_N, alpha=scale)
+
+
+def each(schedules: Sequence[Any] | None, default: Any, piece: Any, count: int) -> list[float]:
+    """The number of each of `count` experts at this tensor: its own schedule's value, or the default's.
+
+    piece: anything with `name` and `depth`, a `flows.Piece` or a tensor's record in a checkpoint.
+    """
+    return [at(s, piece.name, piece.depth) for s in (schedules or [default] * count)]
+
+
+def one_each(field: str, schedules: Sequence[Any] | None, inputs: Any) -> None:
+    """Refuse, before anything is read, a list that is not one entry an expert or misses a tensor.
+
+    inputs: what a Transform's `plan` is given.  Raises LuthierError naming the field.
+    """
+    if schedules is None:
+        return
+    if len(schedules) != len(inputs.experts):
+        raise LuthierError(
+            f"{len(schedules)} numbers for {len(inputs.experts)} experts", where=field, do="give one for each expert"
+        )
+    for tensor in inputs.tensors.values():
+        try:
+            each(schedules, None, tensor, len(schedules))
+        except LuthierError as fault:
+            raise fault.at(field) from None
