@@ -13,13 +13,9 @@ CUDA, MPS, FSDP2, DeepSpeed. See `engine.ddp` for what would have to be put in i
 from __future__ import annotations
 
 import math
-import resource
-import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +28,7 @@ from luthier.engine import saved
 from luthier.engine.ddp import Ranks
 from luthier.engine.feed import Feed
 from luthier.engine.moments import load_optimizer, optimizer_state, remap
+from luthier.engine.process import ctrl_c, peak_rss
 from luthier.engine.settings import must_match, settings
 from luthier.engine.spec import TrainSpec
 from luthier.errors import LuthierError
@@ -95,7 +92,7 @@ def train(
     decided = settings(model, sources, methods, spec, ctx, ranks.world)
     run = _Run(model, feed, objective, spec, ctx, Path(folder), ranks, decided)
     run.begin(tune, optim)
-    with torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []), _ctrl_c() as asked:
+    with torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []), ctrl_c() as asked:
         run.go(asked)
     model.train(was_training)
     return run.result()
@@ -284,12 +281,6 @@ class _Run:
         return TrainResult(self.tuned.bake(), delta, self.history, stats)
 
 
-def peak_rss() -> int:
-    """The most memory this process has held so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def _ready(model: nn.Module, spec: TrainSpec, ranks: Ranks) -> None:
     """Precision, device and checkpointing; the same weights on every process."""
     if dtype := DTYPES.get(spec.dtype):
@@ -299,23 +290,3 @@ def _ready(model: nn.Module, spec: TrainSpec, ranks: Ranks) -> None:
     ranks.share_(model)
     if spec.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-
-
-@contextmanager
-def _ctrl_c() -> Iterator[list[int]]:
-    """A list that the first Ctrl-C fills; the second one acts as it did before."""
-    asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # signals reach only that one
-        yield asked
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def ask(number: int, frame: Any) -> None:
-        asked.append(number)
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,37 @@
+"""What an engine asks of the operating system: Ctrl-C as a wish, the memory held. POSIX."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def ctrl_c() -> Iterator[list[int]]:
+    """A list that the first Ctrl-C fills; the second one acts as it did before."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # signals reach only that one
+        yield asked
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(number: int, frame: Any) -> None:
+        asked.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def peak_rss() -> int:
+    """The most memory this process has held so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
