@@ -1,0 +1,169 @@
+"""The rules of verdicts, on observations whose verdict is known, and the table that is published."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from luthier import claims as package
+from luthier.claims import Claim, OutOfReach, _claim, _judge, _reproduce, judge, reproduce
+from luthier.errors import LuthierError
+
+
+def make(run=None, **changes):
+    said = {"id": "toy.one", "sentence": "Better.", "control": "chance", "effect": 0.5, "unit": "nats", **changes}
+    return Claim(run=run or (lambda seed, ctx: {}), **said)
+
+
+def verdict(claim, diffs):
+    found = _judge.contrasts(claim, [{"method": 3.0 + d, "control": 3.0} for d in diffs])
+    return judge(claim.relation, claim.effect, found), found
+
+
+@pytest.mark.parametrize(
+    ("relation", "diffs", "word"),
+    [
+        ("above", [1.0, 1.1, 0.9, 1.05], "holds"),
+        ("below", [-1.0, -1.1, -0.9, -1.05], "holds"),
+        ("below", [1.0, 1.1, 0.9, 1.05], "fails"),
+        ("above", [0.1, 0.12, 0.09, 0.11], "fails"),  # surely positive, surely less than declared
+        ("above", [2.0, -1.5, 1.8, -0.4], "inconclusive"),
+        ("above", [0.45, 0.55, 0.4, 0.5], "inconclusive"),  # the mean is just short, the interval is not
+        ("within", [0.01, -0.02, 0.0, 0.01], "holds"),
+        ("within", [0.9, 1.0, 1.1, 1.0], "fails"),
+        ("within", [-0.9, -1.0, -1.1, -1.0], "fails"),
+        ("within", [0.5, 0.3, 0.6, 0.1], "inconclusive"),
+        ("above", [0.5], "holds"),
+        ("above", [0.4999], "fails"),
+        ("within", [0.5, 0.5], "holds"),
+        ("within", [0.6, 0.6], "fails"),
+    ],
+)
+def test_the_rule(relation, diffs, word):
+    assert verdict(make(relation=relation), diffs)[0] == word
+
+
+def test_the_interval_is_students_own():
+    """Four values with mean 2 and standard deviation 1 (t of 0.975 at 3 degrees of freedom: 3.182)."""
+    diffs = [2 + math.sqrt(0.75) * s for s in (-1, 1, -1, 1)]
+    _, (found,) = verdict(make(effect=0.1), diffs)
+    half = 3.182446 * 1.0 / 2
+    assert found["mean"] == pytest.approx(2)
+    assert (found["low"], found["high"]) == (pytest.approx(2 - half, abs=1e-5), pytest.approx(2 + half, abs=1e-5))
+
+
+def test_every_control_counts():
+    claim = make()
+    seen = [{"method": 3.0 + d, "control/random": 1.0, "control/average": 2.9} for d in (0.0, 0.01, -0.01)]
+    found = _judge.contrasts(claim, seen)
+    assert [c["control"] for c in found] == ["control/random", "control/average"]
+    assert judge("above", 0.5, found[:1]) == "holds"
+    assert judge("above", 0.5, found) == "fails"
+
+
+def test_observations_are_checked():
+    for seen in ([{"method": 1.0}], [{"control": 1.0}], [{"method": 1.0, "control": 1.0}, {"method": 1.0}]):
+        with pytest.raises(LuthierError, match="observations need"):
+            _judge.contrasts(make(), seen)
+    with pytest.raises(LuthierError, match="not finite"):
+        _judge.contrasts(make(), [{"method": math.nan, "control": 1.0}])
+
+
+def test_the_table_corrects_for_its_length():
+    """A claim at p = 0.03 holds alone and not among forty that are noise."""
+    generator = torch.Generator().manual_seed(1)
+
+    def record(id_, p, mean=1.0):
+        contrast = {"control": "control", "mean": mean, "low": 0.1, "high": 2.0, "p": p}
+        return {"id": id_, "relation": "above", "effect": 0.5, "contrasts": [contrast], "reason": ""}
+
+    alone = record("toy.one", 0.03)
+    assert _judge.judge_table([alone])[0]["verdict"] == "holds"
+    noise = [record(f"toy.n{i}", p, 0.2) for i, p in enumerate(torch.rand(40, generator=generator).tolist())]
+    crowd = _judge.judge_table([alone, *noise])
+    assert crowd[0]["verdict"] == "inconclusive"
+    assert crowd[0]["adjusted_p"] > 0.05
+    exact = record("toy.exact", None)
+    assert _judge.judge_table([exact, *noise])[0]["verdict"] == "holds"
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """Claims of two toy methods, as files in a folder of their own."""
+    home = tmp_path / "claims"
+    home.mkdir()
+    for name in ("toy_one", "toy_far"):
+        (home / f"{name}.py").write_text("CLAIM = None\n")
+    table = {
+        "toy.one": make(lambda seed, ctx: {"method": 2.0 + 0.01 * seed, "control": 1.0, "cost/steps": 5}, seeds=3),
+        "toy.far": make(_far, id="toy.far"),
+    }
+    monkeypatch.setattr(_claim, "HERE", home)
+    monkeypatch.setattr(_reproduce, "claim", table.__getitem__)
+    return table
+
+
+def _far(seed, ctx):
+    raise OutOfReach("needs a model of 7B parameters")
+
+
+def test_reproduce_writes_and_keeps(written, tmp_path):
+    first = reproduce(["toy.one"], tmp_path / "docs")
+    assert [(r["id"], r["verdict"], r["seeds"], r["cost"]) for r in first] == [
+        ("toy.one", "holds", [0, 1, 2], {"steps": 15.0})
+    ]
+    reproduce(None, tmp_path / "docs")
+    far = reproduce(["toy.far"], tmp_path / "docs")
+    assert far[0]["verdict"] == "out of reach"
+    stored = json.loads((tmp_path / "docs" / "verdicts.json").read_text())["verdicts"]
+    assert [(r["id"], r["verdict"]) for r in stored] == [("toy.far", "out of reach"), ("toy.one", "holds")]
+    page = (tmp_path / "docs" / "verdicts.md").read_text()
+    assert "2 claims: 1 holds, 0 fails, 0 inconclusive, 1 out of reach." in page
+    assert "needs a model of 7B parameters" in page
+    assert "+1.01 [+0.985, +1.03] nats against chance (at least 0.5)" in page
+    assert not list((tmp_path / "docs").glob("*.part*"))
+
+
+def test_reproduce_on_unseen_seeds(written, tmp_path):
+    (record,) = reproduce(["toy.one"], tmp_path, seeds=[7, 9])
+    assert record["seeds"] == [7, 9]
+    assert record["observations"]["9"]["method"] == pytest.approx(2.09)
+
+
+def test_same_seed_same_randomness(written, tmp_path):
+    """A claim sees a context keyed by its id and seed, and a cache that is gone afterwards."""
+    folders = []
+
+    def run(seed, ctx):
+        folders.append(ctx.cache)
+        return {"method": torch.rand(1, generator=ctx.rng("x")).item(), "control": 0.0}
+
+    written["toy.one"] = make(run, effect=0.0)
+    first, again = (reproduce(["toy.one"], tmp_path, seeds=[0, 1]) for _ in range(2))
+    assert first[0]["observations"] == again[0]["observations"]
+    assert first[0]["observations"]["0"] != first[0]["observations"]["1"]
+    assert not any(f.exists() for f in folders)
+
+
+def test_one_broken_claim_does_not_lose_the_others(written, tmp_path):
+    written["toy.far"] = make(lambda seed, ctx: 1 / 0, id="toy.far")
+    with pytest.raises(LuthierError, match=r"1 claims could not be run: toy.far \(ZeroDivisionError"):
+        reproduce(["toy.far", "toy.one"], tmp_path)
+    assert [r["id"] for r in _reproduce.read(tmp_path)] == ["toy.one"]
+
+
+def test_unknown_claims_are_named():
+    with pytest.raises(LuthierError, match="unknown claim"):
+        package.claim("merge.nothing")
+    with pytest.raises(LuthierError, match="at least"):
+        make(seeds=0)
+
+
+@pytest.mark.parametrize("id_", package.claims())
+def test_claims_are_well_formed(id_):
+    one = package.claim(id_)
+    assert one.id == id_
+    assert one.sentence.endswith(".") and "\n" not in one.sentence
+    assert one.control and one.unit
+    assert one.minutes > 0
