@@ -28,7 +28,7 @@ def smollm2() -> Path:
         with locked(cache_folder("models") / "smollm2.lock"):
             if not (out / "config.json").is_file():
                 shutil.rmtree(out, ignore_errors=True)
-                from_gguf(source, out, note=NOTE)
+                from_gguf(source, out, note=NOTE, base="HuggingFaceTB/SmolLM2-135M-Instruct")
     return out
 
 
