@@ -19,6 +19,6 @@ def load(id: str, **fields: Any) -> Any:
 
 def run(recipe: Any, **options: Any) -> Any:
     """Run a recipe: the name of a shipped one, a path, or a map in the recipe grammar."""
-    from luthier.recipe import run as _run
+    from luthier.recipe_run import run as _run
 
     return _run(recipe, **options)

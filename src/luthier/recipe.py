@@ -119,7 +119,7 @@ def parse(marked: Marked, name: str) -> Recipe:
     bodies = _named(marked, top, "steps")
     if not bodies:
         raise LuthierError("there are no steps", where=marked.where("steps"), do="write steps: {NAME: {use: ID}}")
-    taken = next((n for n in bodies if n in recipe_steps.BUNDLED), None)
+    taken = next((n for n in bodies if n in recipe_steps.MODELS), None)
     if taken:
         raise LuthierError(f"{taken!r} is a bundled model", where=marked.where("steps", taken), do="rename the step")
     steps = recipe_steps.build(marked, recipe_steps.drafts(marked, bodies), data, seed)

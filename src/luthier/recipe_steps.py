@@ -12,6 +12,7 @@ from typing import Any
 
 from luthier import catalogue
 from luthier import recipe_check as check
+from luthier.checkpoint.bundled import MODELS
 from luthier.errors import LuthierError, unknown
 from luthier.fields import thaw
 from luthier.recipe_text import Marked
@@ -20,7 +21,6 @@ from luthier.shapes import Method
 TRAINING = ("train", "objective", "optim")
 SHAPES = {"Tune": "a model", "Transform": "a model", "Measure": "a table", "Decode": "a trace"}
 MODEL_SHAPES = ("Tune", "Transform")
-BUNDLED = ("smollm2",)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -240,13 +240,13 @@ def _meet(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
 
 
 def _outside(marked: Marked, path: tuple, word: str, every: list[Draft]) -> str:
-    if word in BUNDLED or Path(word).expanduser().exists():
+    if word in MODELS or Path(word).expanduser().exists():
         return word
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", word):  # owner/name, on the Hub
         return word
     if "/" in word or word.startswith((".", "~")):
         raise LuthierError(f"no such folder: {word}", where=marked.where(*path))
-    raise unknown("model or step", word, {*BUNDLED, *(d.base for d in every)}, where=marked.where(*path))
+    raise unknown("model or step", word, {*MODELS, *(d.base for d in every)}, where=marked.where(*path))
 
 
 def new_model(marked: Marked, path: tuple, value: Mapping, draft: Draft, every: list[Draft], data: Mapping) -> dict:

@@ -1,0 +1,203 @@
+"""Carries out one step whose inputs are at hand: train, transform, measure or decode, and write what came of it.
+
+Knows nothing of recipes, hashes or the ledger: `luthier.recipe_run` decides what is to be done and
+records it, `luthier.engine.apply` uses the same functions from Python. The folder of a step appears
+whole; its record is written by the caller, last.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luthier.checkpoint.reader import Checkpoint
+from luthier.checkpoint.writer import save_model, write_folder
+from luthier.engine import saved
+from luthier.engine.spec import TrainSpec
+from luthier.errors import LuthierError
+from luthier.flows import Data, Table, Trace
+from luthier.kit.context import Context
+from luthier.shapes import Decode, Measure, Method, Objective, Optim, Transform, Tune
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """A model that does not exist yet: sizes and slots, and a tokenizer, given or trained."""
+
+    config: Mapping[str, Any]
+    tokenizer: Path | None = None
+    train_on: Data | None = None
+    size: int = 4096
+
+
+@dataclass(frozen=True)
+class Job:
+    """One step, everything looked up. roles: to a Checkpoint or its list, Data or its list, or plain values."""
+
+    name: str
+    method: Method
+    roles: Mapping[str, Any]
+    out: Path
+    work: Path
+    names: Mapping[str, Any] = field(default_factory=dict)
+    """role to the names under which the models are known in tables"""
+    train: TrainSpec | None = None
+    objective: Objective | None = None
+    optim: Optim | None = None
+    dtype: torch.dtype | None = None
+    memory: int = 1 << 30
+    threads: int | None = None
+    card: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step left. artefacts: what to a path inside the step's folder, "" for the folder itself."""
+
+    metrics: Mapping[str, Any]
+    artefacts: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+def execute(job: Job, ctx: Context) -> Outcome:
+    """Do the step and write its folder, whole or not at all."""
+    for shape, work in {Tune: _tune, Transform: _transform, Measure: _measure, Decode: _decode}.items():
+        if isinstance(job.method, shape):
+            return work(job, ctx)
+    raise LuthierError(f"{job.method.id} is no step of its own", where=job.name)
+
+
+def _tune(job: Job, ctx: Context) -> Outcome:
+    result, tokenizer = trained(job, ctx)
+    save_model(job.out, result.model, tokenizer, job.card)
+    (job.out / "history.json").write_text(json.dumps(result.history, allow_nan=False))
+    artefacts = {"model": "", "history": "history.json"}
+    if getattr(result.delta, "kind", "dense") != "dense":  # a dense one is the model once more
+        result.delta.save(job.out / "delta")
+        artefacts["delta"] = "delta"
+    saved.clear(job.work)
+    last = result.history[-1] if result.history else {}
+    return Outcome({**result.stats, **{k: last[k] for k in ("loss",) if k in last}}, artefacts)
+
+
+def trained(job: Job, ctx: Context) -> tuple[Any, Any]:
+    """(TrainResult, tokenizer) of a Tune step."""
+    from luthier.engine.trainer import train
+
+    if job.train is None or job.objective is None or job.optim is None:
+        raise LuthierError("a Tune needs train, objective and optim", where=job.name)
+    model, tokenizer = opened(job.roles["model"], ctx)
+    data: Sequence[Data] = job.roles["data"]
+    method: Any = job.method
+    result = train(model, tokenizer, data, method, job.objective, job.optim, job.train, ctx, job.work)
+    del model
+    gc.collect()
+    return result, tokenizer
+
+
+def opened(source: Any, ctx: Context) -> tuple[Any, Any]:
+    """(model, tokenizer) in memory, weights in the dtype they are stored in; a new model's in fp32."""
+    if isinstance(source, NewModel):
+        return _made(source, ctx)
+    if isinstance(source, tuple):  # a live model and its tokenizer
+        return source
+    import transformers
+
+    import luthier.model  # noqa: F401  registers our own architecture with the Auto classes
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(source.path, dtype="auto", use_safetensors=True)
+    return model, transformers.AutoTokenizer.from_pretrained(source.path)
+
+
+def _made(source: NewModel, ctx: Context) -> tuple[Any, Any]:
+    import transformers
+
+    from luthier.engine.tokenize import train_tokenizer
+    from luthier.model.build import build_model
+
+    if source.tokenizer is not None:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source.tokenizer)
+    else:
+        assert source.train_on is not None
+        texts = [t for item in source.train_on.train for t in (item.text, item.prompt, item.answer) if t]
+        texts += [m["content"] for item in source.train_on.train for m in item.messages or ()]
+        tokenizer = train_tokenizer(texts, source.size)
+    ids = {k: getattr(tokenizer, k) for k in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    config = {**source.config, "vocab_size": len(tokenizer), **ids}
+    return build_model(config, seed=ctx.key("weights")), tokenizer
+
+
+def _transform(job: Job, ctx: Context) -> Outcome:
+    from luthier.engine.stream import run_transform
+
+    method: Any = job.method
+    run_transform(
+        method, job.roles.get("base"), job.roles["experts"], job.out, ctx,
+        memory=job.memory, threads=job.threads, dtype=job.dtype, card=job.card,
+    )  # fmt: skip
+    written = Checkpoint.open(job.out)
+    return Outcome({"parameters": written.n_params, "bytes": written.nbytes}, {"model": ""})
+
+
+def _measure(job: Job, ctx: Context) -> Outcome:
+    table = measured(job, ctx)
+    with write_folder(job.out) as folder:
+        (folder / "table.json").write_text(table.to_json())
+    return Outcome({"rows": len(table.rows)}, {"table": "table.json"})
+
+
+def measured(job: Job, ctx: Context) -> Table:
+    """The table of a Measure step."""
+    method: Any = job.method
+    rest = {name: job.names[name] for name in job.names if name not in ("models", "data")}
+    return method.measure(subjects(job, ctx), job.roles["data"], ctx.with_(roles=rest))
+
+
+def subjects(job: Job, ctx: Context) -> list[Any]:
+    """The models of a step as Subjects, loaded only while they are looked at."""
+    from luthier.engine.subject import Subject_
+
+    pairs = zip(job.names["models"], job.roles["models"], strict=True)
+    return [Subject_(name, source, device=ctx.device, dtype=job.dtype) for name, source in pairs]
+
+
+def _decode(job: Job, ctx: Context) -> Outcome:
+    prompts = list(job.roles["prompts"])
+    trace = decoded(job, ctx)
+    with write_folder(job.out) as folder, (folder / "trace.jsonl").open("w", encoding="utf-8") as file:
+        for i, (prompt, text, tokens) in enumerate(zip(prompts, trace.texts, trace.tokens, strict=True)):
+            stopped = trace.stopped[i] if trace.stopped else None
+            file.write(json.dumps({"prompt": prompt, "text": text, "tokens": tokens, "stopped": stopped}) + "\n")
+    cost = {"forwards": trace.forwards, "cache_bytes": trace.cache_bytes, "tokens": sum(map(len, trace.tokens))}
+    return Outcome(cost, {"trace": "trace.jsonl"})
+
+
+def decoded(job: Job, ctx: Context) -> Trace:
+    """The drained trace of a Decode step."""
+    method: Any = job.method
+    with ExitStack() as stack, torch.inference_mode():
+        models = [stack.enter_context(subject.open()) for subject in subjects(job, ctx)]
+        decoding = method.steps(models, list(job.roles["prompts"]), ctx)
+        for _ in decoding:
+            pass
+        return decoding.trace()
+
+
+def device_of(word: str) -> torch.device:
+    """The device a recipe names; `auto` takes an accelerator if there is one."""
+    if word == "auto":
+        word = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(word)
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(device.type, lambda: True)()
+    if not there or (device.index or 0) >= max(1, torch.cuda.device_count() if device.type == "cuda" else 1):
+        raise LuthierError(f"there is no {word} here", where="hardware.device", do="use auto or cpu")
+    return device

@@ -1,0 +1,184 @@
+"""What the steps of a recipe take: data and models, opened once, and the hashes that say whether a step is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from luthier import __version__, catalogue
+from luthier import recipe_check as check
+from luthier.errors import LuthierError
+from luthier.flows import Data
+from luthier.ledger import Record
+from luthier.recipe import Recipe, to_yaml
+from luthier.recipe_steps import Step
+
+Watch = Callable[[Mapping[str, Any]], None]
+ENGINE_ONLY = ("save_every", "keep", "workers")
+"""train keys that cannot change a result, and so stay out of the hash"""
+
+
+class Inputs:
+    """What the steps of a recipe take: data and models, opened once, and their content hashes."""
+
+    def __init__(self, recipe: Recipe, folder: Path, watch: Watch):
+        self.recipe, self.folder, self.watch = recipe, folder, watch
+        self.data: dict[str, Data] = {}
+        self.models: dict[tuple[str, str], Any] = {}
+        """(name, name of its base or "") to a Checkpoint or an expert on that base"""
+        self.hashes: dict[str, str] = {}
+
+    def open(self) -> None:
+        """Open everything that stands outside the run; whatever is missing or broken is said here."""
+        from luthier.engine.data import open_data
+        from luthier.engine.runner import device_of
+
+        self.device = device_of(self.recipe.hardware.device)
+        context = self.context(None)
+        for name, entry in self.recipe.data.items():
+            with check.at_data(self.recipe.marked, name):
+                self.data[name] = open_data(name, entry, context)
+        for step in self.recipe.steps.values():
+            waits = step.roles.get("base") in self.recipe.steps  # then a change to it can only be opened later
+            for name in step.names("model"):
+                if name not in self.recipe.steps and not (waits and is_change(Path(name).expanduser())):
+                    try:
+                        self.model(name, step)
+                    except LuthierError as fault:
+                        raise fault.at(step.where) from None
+
+    def model(self, name: str, step: Step) -> Any:
+        """The Checkpoint a name stands for; a delta or adapter among experts is put on the step's base."""
+        from luthier.checkpoint.expert import open_expert
+        from luthier.checkpoint.resolve import resolve
+
+        base = step.roles.get("base")
+        on = base if base and base != name and name not in self.recipe.steps else ""
+        if (name, on) not in self.models:
+            if name in self.recipe.steps:
+                self.models[(name, on)] = resolve(self.folder / "steps" / name)
+            else:
+                path = Path(name).expanduser()
+                there = str(path) if path.exists() else name
+                self.models[(name, on)] = open_expert(there, self.model(on, step) if on and is_change(path) else None)
+        return self.models[(name, on)]
+
+    def context(self, step: Step | None) -> Any:
+        from luthier.kit.context import Context
+
+        seed, name = (step.seed, step.base) if step else (self.recipe.seed, "data")
+        watch = self.watch if step is None else lambda event: self.watch({**event, "step": step.name})
+        return Context(seed=seed, step=name, device=self.device, cache=self.folder / "cache", watch=watch)
+
+    def hash(self, step: Step) -> str:
+        """The step's hash; its inputs must be done."""
+        config = step.config()
+        if step.train:
+            config["train"] = {k: v for k, v in config["train"].items() if k not in ENGINE_ONLY}
+        parts = [__version__, step.base, step.seed, config, self.named(step), sources(step)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def named(self, step: Step) -> dict[str, Any]:
+        """Role to {name, hash}, or a list of them."""
+        roles = check.roles_of(catalogue.card(step.use))
+        made: dict[str, Any] = {}
+        for role, value in step.roles.items():
+            kind = roles[role].kind
+            if kind == "value":
+                continue
+            if isinstance(value, Mapping):
+                tokenizer = value["tokenizer"]
+                of = "data" if isinstance(tokenizer, Mapping) else "model"
+                made[role] = self._named(tokenizer["train"] if of == "data" else tokenizer, of, step)
+            elif isinstance(value, tuple):
+                made[role] = [self._named(name, kind, step) for name in value]
+            else:
+                made[role] = self._named(value, kind, step)
+        return made
+
+    def _named(self, name: str, kind: str, step: Step) -> dict[str, str]:
+        if kind == "data":
+            key, make = f"data/{name}", lambda: self.data[name].hash()  # type: ignore[attr-defined]
+        elif name in self.recipe.steps:
+            key, make = f"step/{name}", lambda: self.model(name, step).hash()
+        else:
+            key, make = f"model/{name}/{step.roles.get('base')}", lambda: self.model(name, step).hash()
+        if key not in self.hashes:
+            self.hashes[key] = make()
+        return {"name": name, "hash": self.hashes[key]}
+
+    def finished(self, name: str, record: Record) -> None:
+        """A step is done: its content hash is known, and a model of it that was open before is stale."""
+        self.hashes[f"step/{name}"] = record.output or ""
+        self.models = {key: model for key, model in self.models.items() if key[0] != name}
+
+    def content(self, base: Path, artefacts: Mapping[str, str]) -> str:
+        from luthier.checkpoint.reader import Checkpoint
+
+        if "model" in artefacts:
+            return Checkpoint.open(self.folder / base).hash()
+        return hashlib.sha256((self.folder / base / next(iter(artefacts.values()))).read_bytes()).hexdigest()
+
+    def job(self, step: Step, digest: str) -> Any:
+        """The step with everything looked up, ready for the engine."""
+        from luthier.engine import runner
+
+        roles = check.roles_of(catalogue.card(step.use))
+        made: dict[str, Any] = {}
+        for role, value in step.roles.items():
+            if roles[role].kind == "value":
+                made[role] = value
+            elif isinstance(value, Mapping):
+                made[role] = self._new(value, step)
+            else:
+                find = self.data.__getitem__ if roles[role].kind == "data" else lambda name: self.model(name, step)
+                made[role] = [find(v) for v in value] if isinstance(value, tuple) else find(value)
+        hardware = self.recipe.hardware
+        return runner.Job(
+            name=step.name, method=step.method, roles=made, out=self.folder / "steps" / step.name,
+            work=self.folder / "work" / f"{step.name}-{digest}", names=step.roles, train=step.train,
+            objective=step.objective, optim=step.optim, dtype=runner.DTYPES.get(step.dtype),
+            memory=hardware.memory, threads=hardware.threads, card=self._card(step),
+        )  # fmt: skip
+
+    def _new(self, value: Mapping[str, Any], step: Step) -> Any:
+        from luthier.engine.runner import NewModel
+
+        tokenizer = value["tokenizer"]
+        if isinstance(tokenizer, Mapping):
+            return NewModel(value["new"], None, self.data[tokenizer["train"]], tokenizer["size"])
+        return NewModel(value["new"], self.model(tokenizer, step).path)
+
+    def _card(self, step: Step) -> str:
+        from luthier.checkpoint.card import model_card
+
+        if step.shape not in ("Tune", "Transform"):
+            return ""
+        base = step.roles.get("base") or step.roles.get("model")
+        ids = list(dict.fromkeys(m.id for m in step.methods()))
+        return model_card(self.alone(step), ids, base if isinstance(base, str) else None, [])
+
+    def alone(self, step: Step) -> str:
+        """The recipe of this step and of those it needs, as YAML."""
+        needed = {step.base}
+        for other in reversed(list(self.recipe.steps.values())):
+            if other.base in needed:
+                needed |= {self.recipe.steps[name].base for name in self.recipe.needs(other)}
+        whole = self.recipe.marked.value
+        steps = {k: v for k, v in whole["steps"].items() if k in needed}
+        used = {n for s in self.recipe.steps.values() if s.base in needed for n in s.names("data")}
+        data = {k: v for k, v in (whole.get("data") or {}).items() if k in used}
+        return to_yaml({"luthier": 1, "seed": self.recipe.seed} | ({"data": data} if data else {}) | {"steps": steps})
+
+
+def is_change(path: Path) -> bool:
+    """Whether the folder holds a delta or an adapter, which needs a base."""
+    return (path / "delta.json").is_file() or (path / "adapter_config.json").is_file()
+
+
+def sources(step: Step) -> dict[str, str]:
+    """Method id to the hash of its file."""
+    return {m.id: catalogue.source_hash(m.id) for m in step.methods()}

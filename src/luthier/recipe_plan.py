@@ -1,0 +1,290 @@
+"""What a recipe will do and need: models, trainable numbers, memory, disk, minutes, and what cannot work.
+
+Nothing is run. Minutes are a guess: floating-point operations over the speed that this machine showed
+for the same method in earlier runs beside this one, else over a round number per core.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import LuthierError
+from luthier.ledger import Ledger, Record, machine
+from luthier.recipe import Recipe
+from luthier.recipe_size import Size, size_of, size_of_new, trainable
+from luthier.recipe_steps import Step
+
+CPU_RATE = {"fp32": 8e10, "bf16": 1.6e11}
+"""floating-point operations a second and core, where nothing was measured: between old and new server cores"""
+ACCELERATOR_RATE = 2e13
+CHARS_PER_TOKEN = 3.5
+START_SECONDS = 3.0
+"""opening and writing a model"""
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One line of the plan. Bytes and seconds are guesses; `done` steps cost nothing."""
+
+    name: str
+    use: str
+    takes: tuple[str, ...]
+    gives: str
+    done: bool
+    params: int | None = None
+    trainable: int | None = None
+    flops: float = 0.0
+    memory: int = 0
+    disk: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class PlannedData:
+    """Items of a source. leaked: test items that are also in train, which must be 0."""
+
+    name: str
+    source: str
+    train: int
+    test: int
+    leaked: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole plan. problems: what cannot work, each with its line."""
+
+    steps: tuple[PlannedStep, ...]
+    data: tuple[PlannedData, ...]
+    device: str
+    free_disk: int
+    free_memory: int | None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def minutes(self) -> float:
+        return sum(s.seconds for s in self.steps) / 60
+
+    @property
+    def disk(self) -> int:
+        return sum(s.disk for s in self.steps)
+
+    @property
+    def memory(self) -> int:
+        return max((s.memory for s in self.steps), default=0)
+
+    @property
+    def leaked(self) -> int:
+        return sum(d.leaked for d in self.data)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {
+            "minutes": self.minutes, "disk": self.disk, "memory": self.memory, "leaked": self.leaked,
+        }  # fmt: skip
+
+    def must_work(self) -> None:
+        """LuthierError with the first thing that cannot work."""
+        if self.problems:
+            more = f"{len(self.problems) - 1} more: luthier plan shows them" if len(self.problems) > 1 else None
+            raise LuthierError(self.problems[0], do=more)
+
+
+def plan(recipe: Recipe, inputs: Any) -> Plan:
+    """The plan of a recipe whose outside inputs are open (`recipe_run.Inputs`)."""
+    return _Planning(recipe, inputs).plan()
+
+
+class _Planning:
+    def __init__(self, recipe: Recipe, inputs: Any):
+        self.recipe, self.inputs, self.folder = recipe, inputs, inputs.folder
+        self.sizes: dict[str, Size | None] = {}
+        self.problems: list[str] = []
+        self.pending: set[str] = set()
+
+    def plan(self) -> Plan:
+        data = tuple(self._data(name) for name in self.recipe.data)
+        steps = tuple(self._step(step) for step in self.recipe.steps.values())
+        free = shutil.disk_usage(self.folder if self.folder.exists() else Path()).free
+        needed = sum(s.disk for s in steps)
+        if needed > free:
+            word = f"needs {needed / 2**30:.1f} GiB of disk, {free / 2**30:.1f} are free"
+            self.problems.append(f"{self.folder}: {word}; free some, or give another folder")
+        return Plan(steps, data, str(self.inputs.device), free, _free_memory(), tuple(self.problems))
+
+    def _data(self, name: str) -> PlannedData:
+        data = self.inputs.data[name]
+        try:
+            leaked = data.overlap()
+            sizes = len(data.train), len(data.test)
+        except LuthierError as fault:
+            self.problems.append(str(fault.at(self.recipe.marked.where("data", name))))
+            return PlannedData(name, self.recipe.data[name]["source"], 0, 0, 0)
+        if leaked:
+            where = self.recipe.marked.where("data", name)
+            self.problems.append(f"{where}: {leaked} test items of {name!r} are also in train")
+        return PlannedData(name, self.recipe.data[name]["source"], *sizes, leaked)
+
+    def _step(self, step: Step) -> PlannedStep:
+        waits = any(name in self.pending for name in self.recipe.needs(step))
+        kept = None if waits else done(self.folder, step.name, self.inputs.hash(step))
+        if kept:
+            self.inputs.finished(step.name, kept)
+        else:
+            self.pending.add(step.name)
+        try:
+            guess = {"Tune": self._tune, "Transform": self._transform}.get(step.shape, self._look)(step)
+        except LuthierError as fault:
+            self.problems.append(str(fault.at(f"{step.where} (step {step.name})")))
+            guess = {}
+        if kept:
+            guess |= {"seconds": 0.0, "disk": 0}
+        gives = {"Tune": "model", "Transform": "model", "Measure": "table"}.get(step.shape, "trace")
+        takes = tuple(dict.fromkeys([*step.names("model"), *step.names("data")]))
+        return PlannedStep(step.name, step.use, takes, gives, kept is not None, **guess)
+
+    def _tune(self, step: Step) -> dict[str, Any]:
+        size = self._size_of_role(step, "model")
+        self.sizes[step.name] = size
+        for name in step.names("data"):
+            if name in step.roles["data"] and not len(self.inputs.data[name].train):
+                raise LuthierError(f"data {name!r} has no training items", do="give its split a train count")
+        if size is None:
+            return {}
+        spec = step.train
+        length = statistics.fmean(self._length(n, spec.max_length) for n in step.roles["data"])
+        items = sum(len(self.inputs.data[n].train) for n in step.roles["data"])
+        steps = spec.planned(items)
+        tokens = spec.tokens or steps * spec.sequences() * length
+        item = 2 if spec.dtype == "bf16" or (spec.dtype == "auto" and size.nbytes < 3 * size.params) else 4
+        train = trainable(step.method, size)
+        held = size.params * item + (size.params * item if train == size.params else 0) + 16 * train
+        rows = spec.batch * spec.max_length
+        active = rows * size.width * size.layers * (4 if spec.checkpointing else 40) * item // 2
+        flops = 6.0 * size.params * tokens
+        return {
+            "params": size.params, "trainable": train, "flops": flops, "disk": size.params * item + 8 * train,
+            "memory": held + active + 2 * rows * size.vocab * 4 // 2, "seconds": self._seconds(step, flops, item),
+        }  # fmt: skip
+
+    def _transform(self, step: Step) -> dict[str, Any]:
+        names = step.names("model")
+        known = [self._size(name, step) for name in names]
+        size = self._size_of_role(step, "base") or next(filter(None, known), None)
+        self.sizes[step.name] = size
+        if size is None:
+            return {}
+        ready = not any(name in self.pending for name in names)
+        memory, seconds, disk = self.recipe.hardware.memory, 0.0, size.nbytes
+        if ready:
+            from luthier.engine.runner import DTYPES
+            from luthier.engine.stream import plan_transform
+
+            base = step.roles.get("base")
+            made = plan_transform(
+                step.method, self.inputs.model(base, step) if base else None,  # type: ignore[arg-type]
+                [self.inputs.model(n, step) for n in step.roles["experts"]], memory=memory,
+                threads=self.recipe.hardware.threads, dtype=DTYPES.get(step.dtype),
+            )  # fmt: skip
+            memory, seconds, disk = made.memory_bytes, made.seconds, made.write_bytes
+        else:
+            shapes = {(s.params, s.matrices) for s in known if s}
+            if len(shapes) > 1:
+                raise LuthierError("the models have different shapes", do="merge models of one architecture")
+            seconds = size.params * len(names) * 6e-9
+        return {"params": size.params, "memory": memory, "disk": disk, "seconds": seconds + START_SECONDS}
+
+    def _look(self, step: Step) -> dict[str, Any]:
+        sizes = [s for s in (self._size(n, step) for n in step.roles.get("models", ())) if s]
+        if not sizes:
+            return {}
+        largest = max(sizes, key=lambda s: s.params)
+        tokens = sum(self._looked_at(step, n) for n in step.names("data")) or 200 * len(step.roles.get("prompts", ()))
+        flops = 2.0 * tokens * sum(s.params for s in sizes)
+        item = 4 if step.dtype == "fp32" else 2
+        rows = 8 * 512 * largest.vocab * 4
+        return {
+            "params": largest.params, "flops": flops, "memory": largest.params * item + rows,
+            "seconds": self._seconds(step, flops, item) + START_SECONDS * len(sizes), "disk": 1 << 16,
+        }  # fmt: skip
+
+    def _looked_at(self, step: Step, name: str) -> float:
+        """Tokens through a model, for each measure the step makes; written tokens count three times."""
+        data, total = self.inputs.data[name], 0.0
+        for method in step.methods():
+            most = getattr(method, "max_items", None) or len(data.test)
+            length = self._length(name, getattr(method, "max_length", None) or 512)
+            if method.id == "eval.accuracy" and data.scored:
+                total += min(most, len(data.test)) * (length + 3 * 32)
+            elif method.id != "eval.compare" and hasattr(method, "max_items"):
+                total += min(most, len(data.test)) * length
+        return total or len(data.test) * self._length(name, 512)
+
+    def _length(self, name: str, most: int) -> float:
+        """Tokens of an item, from the letters of a few."""
+        data = self.inputs.data[name]
+        items = [*data.train[:16], *data.test[:16]]
+        letters = [sum(len(t) for t in (i.text, i.prompt, i.answer) if t) for i in items]
+        letters = [n + sum(len(m["content"]) for m in i.messages or ()) for n, i in zip(letters, items, strict=True)]
+        return min(most, statistics.fmean(letters or [0]) / CHARS_PER_TOKEN + 8)
+
+    def _size_of_role(self, step: Step, role: str) -> Size | None:
+        value = step.roles.get(role)
+        if isinstance(value, Mapping):
+            return size_of_new(value)
+        return self._size(value, step) if value else None
+
+    def _size(self, name: str, step: Step) -> Size | None:
+        if name in self.recipe.steps:
+            return self.sizes.get(name)
+        if name not in self.sizes:
+            self.sizes[name] = size_of(self.inputs.model(name, step))
+        return self.sizes[name]
+
+    def _seconds(self, step: Step, flops: float, item: int) -> float:
+        device = str(self.inputs.device)
+        rate = measured_rate(self.folder.parent, step.use, device)
+        if rate is None and device == "cpu":
+            cores = self.recipe.hardware.threads or os.cpu_count() or 1
+            rate = CPU_RATE["bf16" if item == 2 else "fp32"] * cores
+        return flops / (rate or ACCELERATOR_RATE) + START_SECONDS
+
+
+def measured_rate(runs: Path, use: str, device: str) -> float | None:
+    """The median speed of this method in the runs beside this one, on this machine; None if there is none."""
+    here, rates = machine(device), []
+    for path in sorted(runs.glob("*/ledger.sqlite")):
+        try:
+            records = Ledger(path.parent).records()
+        except LuthierError:
+            continue
+        rates += [
+            r.metrics["flops"] / r.seconds for r in records
+            if r.status == "done" and r.use == use and r.metrics.get("flops") and r.seconds > 1
+            and all(r.machine.get(k) == here[k] for k in ("processor", "cores", "device"))
+        ]  # fmt: skip
+    return statistics.median(rates[-9:]) if rates else None
+
+
+def _free_memory() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
+
+
+def done(folder: Path, step: str, digest: str) -> Record | None:
+    """The record of a step that is done with this hash and whose results are still there."""
+    try:
+        record = Record.from_dict(json.loads((folder / "steps" / step / "record.json").read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    there = all((folder / path).exists() for path in record.artefacts.values())
+    return record if record.status == "done" and record.hash == digest and there else None
