@@ -46,7 +46,8 @@ class _Info(NamedTuple):
 def from_gguf(path: Path, out: Path, note: str = "", base: str | None = None) -> Path:
     """Write the model in the GGUF file `path` as a checkpoint folder `out`, atomically; its folder.
 
-    note: a line for the card.  base: the Hub id it names as its base model. Raises LuthierError for a damaged file and for what is not understood.
+    note: a line for the card.  base: the Hub id it names as its base model.
+    Raises LuthierError for a damaged file and for what is not understood.
     """
     path, out = Path(path), Path(out)
     file = GgufFile(path)
