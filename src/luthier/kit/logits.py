@@ -43,6 +43,8 @@ def labelled(model: Any, batch: Mapping[str, Tensor], router: bool = False) -> L
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "position_ids") if key in batch}
     target_BT = batch["labels"][:, 1:]
     keep_BT = target_BT != IGNORE
+    if "attention_mask" in batch:  # nothing is predicted from padding, whichever side it is on
+        keep_BT = keep_BT & batch["attention_mask"][:, :-1].bool()
     weigh = router and bool(getattr(model.config, "router_aux_loss_coef", 0.0))
     extra = {"output_router_logits": True} if weigh else {}
     head = head_of(model)

@@ -33,7 +33,7 @@ class NextToken(Objective):
     """factor on the model's own auxiliary losses (expert balance), whose coefficients are in its config"""
     chunk: Count | None = None
     """labelled places whose logits exist at once; null fits them into 256 MiB"""
-    reduces_to = Reduces({}, "transformers' own loss", tolerance=2e-6)
+    reduces_to = Reduces({}, "transformers.loss", tolerance=2e-6)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor], ctx: Ctx) -> Loss:
         seen = labelled(model, batch, router=self.aux > 0)

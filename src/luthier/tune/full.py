@@ -9,11 +9,12 @@ lost: train in fp32 or mixed precision if the learning rate is small.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from luthier.checkpoint.anatomy import disk_views, places
+from luthier.checkpoint.delta import Delta
 from luthier.checkpoint.roles import live_roles
 from luthier.errors import LuthierError
 from luthier.flows import Ctx, Remap
@@ -27,7 +28,7 @@ class Whole(Tuned):
     def __init__(self, model: nn.Module, weights: Mapping[str, nn.Parameter]):
         self.model, self.weights = model, weights
         self._required = {p: p.requires_grad for p in model.parameters()}
-        self._before = {name: p.detach().to("cpu", copy=True) for name, p in weights.items()}
+        self._before = {name: p.to("cpu", copy=True) for name, p in self._on_disk().items()}
         chosen = set(weights.values())
         for p in model.parameters():
             p.requires_grad_(p in chosen)
@@ -38,8 +39,13 @@ class Whole(Tuned):
     def after_step(self, step: int) -> Sequence[Remap]:
         return ()
 
-    def delta(self) -> Any:
-        return {name: (before, self.weights[name].detach().cpu()) for name, before in self._before.items()}
+    def _on_disk(self) -> dict[str, Tensor]:
+        """The chosen parameters' memory under the names they have on disk."""
+        spots = places(self.model)
+        return {name: view for name, view in disk_views(self.model).items() if spots[name].live in self.weights}
+
+    def delta(self) -> Delta:
+        return Delta.between(self._before, self._on_disk())
 
     def bake(self) -> nn.Module:
         for p, required in self._required.items():

@@ -20,11 +20,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from luthier.checkpoint.delta import Delta
 from luthier.checkpoint.roles import live_roles
 from luthier.errors import LuthierError
 from luthier.fields import Count, Share
@@ -75,7 +77,9 @@ class Lift(Tune):
                 memory[name] = vectors
             return index
 
-        return Selected(model, weights, first, dict, choose, self.every, self.count == "entry", memory)
+        return Selected(
+            model, weights, first, partial(Delta.sparse, model=model), choose, self.every, self.count == "entry", memory
+        )
 
     def mask(self, weight: Tensor, vectors: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The selection in one parameter (a matrix or a stack of them), and the vectors it came from.

@@ -7,11 +7,13 @@ M, N: rows and columns of a matrix.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from luthier.checkpoint.delta import Delta
 from luthier.checkpoint.roles import live_roles
 from luthier.errors import LuthierError
 from luthier.fields import Count, Share
@@ -46,7 +48,9 @@ class Random(Tune):
             return per_matrix(weight, lambda i, W_MN: self._draw(W_MN, ctx, (name, i, step)))
 
         first = {name: choose(name, weight, 0) for name, weight in weights.items()}
-        return Selected(model, weights, first, dict, choose, self.every, self.count == "entry")
+        return Selected(
+            model, weights, first, partial(Delta.sparse, model=model), choose, self.every, self.count == "entry"
+        )
 
     def _draw(self, W_MN: Tensor, ctx: Ctx, item: tuple[str, int, int]) -> Tensor:
         score_MN = torch.rand(W_MN.shape, generator=ctx.rng("mask", *item)).to(W_MN.device)
