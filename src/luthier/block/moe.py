@@ -45,7 +45,7 @@ class Moe(Part):
     scores: Literal["softmax", "sigmoid"] = "softmax"
     """what turns router logits into scores, over all experts"""
     renormalise: bool = True
-    """divide the chosen experts' scores by their sum (Mixtral does, OLMoE does not)"""
+    """divide the chosen experts' scores by their sum (Mixtral does; OLMoE and Switch, with one, do not)"""
     balance: Literal["sequence", "batch"] = "batch"
     """what the balance loss is taken over"""
     balance_weight: Weight = 0.01
@@ -61,6 +61,11 @@ class Moe(Part):
     def check(self) -> None:
         if self.top_k > self.experts:
             raise LuthierError(f"top_k {self.top_k} exceeds the {self.experts} experts", where=self.id)
+        if self.top_k == 1 and self.experts > 1 and self.renormalise:
+            raise LuthierError(
+                "renormalised, the one chosen expert always weighs 1 and the router never learns", where=self.id,
+                do="set renormalise: false",
+            )  # fmt: skip
 
     def build(self, spec: Any) -> nn.Module:
         width = self.width or spec.config.intermediate_size // (self.top_k + self.shared)

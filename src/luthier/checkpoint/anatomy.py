@@ -57,6 +57,7 @@ _NEOX = {
 }  # fmt: skip
 _LUTHIER = {
     "embed_tokens": "embed", "embed": "embed", "lm_head": "head", "head": "head", "router": "moe.router",
+    "mlp.gate": "moe.router", **{f"shared_experts.{name}": f"moe.shared.{part}" for name, part in _GATED.items()},
     **{f"{p}_proj": f"attn.{p}" for p in "qkvo"}, **{f"{p}_norm": f"attn.{p}_norm" for p in "qk"},
     **{name: f"mlp.{part}" for name, part in _GATED.items()},
     **{f"experts.{name}": f"moe.{part}" for name, part in _GATED.items()},

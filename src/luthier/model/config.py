@@ -8,9 +8,9 @@
 
 A key is a slot, or slot@layer, or slot@first-last (both included); layers count from 0, or from the
 end if negative; among the keys that fit a layer the one that names the fewest layers wins (the order
-of a map does not survive transformers' JSON). The norm before the head belongs to no layer. What is not named is `block.attention`, `block.dense`, `norm.rms`, the pre-norm layer and the
-plain stack. Slots are kept with every field of their Part spelt out, so a saved model does not change
-when a default does.
+of a map does not survive transformers' JSON). The norm before the head belongs to no layer. What is
+not named is `block.attention`, `block.dense`, `norm.rms`, the pre-norm layer and the plain stack. Slots
+are kept with every field of their Part spelt out, so a saved model does not change when a default does.
 """
 
 from __future__ import annotations

@@ -113,8 +113,9 @@ class LuthierModel(LuthierPreTrainedModel):
         x_BTD, _ = self.norm(x_BTD, at)
         if self.training:
             for module in self.modules():
-                if hasattr(module, "observe"):
-                    module.observe({name: value.detach() for name, value in aux.items()})
+                observe: Any = getattr(module, "observe", None)
+                if observe:
+                    observe({name: value.detach() for name, value in aux.items()})
         states = (*trail, x_BTD) if output_hidden_states else None
         out = DecoderOutput(last_hidden_state=x_BTD, past_key_values=cache, hidden_states=states, aux=aux)
         return out.to_tuple() if return_dict is False else out
@@ -123,13 +124,11 @@ class LuthierModel(LuthierPreTrainedModel):
         self, x_BTD: Tensor, attention_mask: Tensor | None, positions: Tensor | None, cache: Any, trail: list[Tensor]
     ) -> Pass:
         """The facts that all layers share."""
-        tokens = x_BTD.shape[1]
-        if positions is None:
-            seen = cache.get_seq_length() if cache is not None else 0
-            positions = (torch.arange(tokens, device=x_BTD.device) + seen)[None]
+        tokens, seen = x_BTD.shape[1], cache.get_seq_length() if cache is not None else 0
+        places_BT = (torch.arange(tokens, device=x_BTD.device) + seen)[None] if positions is None else positions
         mask = create_causal_mask(
             config=self.config, inputs_embeds=x_BTD, attention_mask=attention_mask, past_key_values=cache,
-            position_ids=positions,
+            position_ids=places_BT,
         )  # fmt: skip
         keep_BT = None
         if attention_mask is not None and attention_mask.dim() == 2:
@@ -139,7 +138,7 @@ class LuthierModel(LuthierPreTrainedModel):
             trail.append(y_BTD)
             return self._checkpointed(layer, y_BTD, at)
 
-        return Pass(positions_BT=positions, mask=mask, keep_BT=keep_BT, cache=cache, run=run)
+        return Pass(positions_BT=places_BT, mask=mask, keep_BT=keep_BT, cache=cache, run=run)
 
     def _checkpointed(self, layer: nn.Module, x_BTD: Tensor, at: Pass) -> tuple[Tensor, Aux]:
         if not (self.gradient_checkpointing and self.training):
