@@ -148,13 +148,15 @@ def _step(marked: Marked, draft: Draft, every: list[Draft], data: Mapping[str, A
             raise LuthierError(f"step {draft.base!r} lacks {role.name!r}", where=where, do=f"{card.id} needs it")
     given = {n: _role(marked, draft, r, every, data) for n, r in roles.items() if body.get(n) not in (None, [])}
     _paired(marked, path, given)
+    built = check.method(marked, path, body["use"], body.get("set"), card.shape)
+    _asked(marked, (*path, "set", "questions"), built, given)
     own = seed_of(marked, draft.vary["seed"], (*path, "vary", "seed")) if "seed" in draft.vary else seed
     dtype = body.get("dtype", "auto")
     if dtype not in check.DTYPES:
         raise unknown("dtype", str(dtype), check.DTYPES, where=marked.where(*path, "dtype"))
     return Step(
         name=draft.name, base=draft.base, shape=card.shape, seed=own, roles=given, vary=draft.vary, dtype=dtype,
-        method=check.method(marked, path, body["use"], body.get("set"), card.shape),
+        method=built,
         train=check.train(marked, (*path, "train"), body.get("train")) if tune else None,
         objective=_with_default(marked, (*path, "objective"), body, "objective.next_token", "Objective", tune),
         optim=_with_default(marked, (*path, "optim"), body, "optim.adamw", "Optim", tune),
@@ -276,6 +278,16 @@ def _paired(marked: Marked, path: tuple, given: Mapping[str, Any]) -> None:
     if models and len(set(models)) < len(models):
         twice = next(m for m in models if models.count(m) > 1)
         raise LuthierError(f"model {twice!r} stands twice", where=marked.where(*path, "models"))
+
+
+def _asked(marked: Marked, path: tuple, method: Any, given: Mapping[str, Any]) -> None:
+    """Questions of a comparison name models and data of its own step; better said now than after the training."""
+    for question, asked in (getattr(method, "questions", None) or {}).items():
+        for key, role in (("model", "models"), ("than", "models"), ("data", "data")):
+            value = asked.get(key) or ()
+            for word in (value,) if isinstance(value, str) else value:
+                if word not in given[role]:
+                    raise unknown(f"{key} in a question", word, given[role], where=marked.where(*path, question, key))
 
 
 def _ordered(marked: Marked, steps: dict[str, Step]) -> dict[str, Step]:

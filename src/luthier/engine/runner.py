@@ -20,6 +20,7 @@ import torch
 from luthier.checkpoint.reader import Checkpoint
 from luthier.checkpoint.writer import save_model, write_folder
 from luthier.engine import saved
+from luthier.engine.subject import Subject_, load
 from luthier.engine.spec import TrainSpec
 from luthier.errors import LuthierError
 from luthier.flows import Data, Table, Trace
@@ -110,12 +111,7 @@ def opened(source: Any, ctx: Context) -> tuple[Any, Any]:
         return _made(source, ctx)
     if isinstance(source, tuple):  # a live model and its tokenizer
         return source
-    import transformers
-
-    import luthier.model  # noqa: F401  registers our own architecture with the Auto classes
-
-    model = transformers.AutoModelForCausalLM.from_pretrained(source.path, dtype="auto", use_safetensors=True)
-    return model, transformers.AutoTokenizer.from_pretrained(source.path)
+    return load(source)
 
 
 def _made(source: NewModel, ctx: Context) -> tuple[Any, Any]:
@@ -164,8 +160,6 @@ def measured(job: Job, ctx: Context) -> Table:
 
 def subjects(job: Job, ctx: Context) -> list[Any]:
     """The models of a step as Subjects, loaded only while they are looked at."""
-    from luthier.engine.subject import Subject_
-
     pairs = zip(job.names["models"], job.roles["models"], strict=True)
     return [Subject_(name, source, device=ctx.device, dtype=job.dtype) for name, source in pairs]
 

@@ -1,0 +1,109 @@
+"""The command line: one verb, its words, one line for every error.
+
+Each verb lives in a module that is imported only when it is asked for, so that `luthier list` and every
+`--help` answer at once, without torch. Exit codes: 0 done, 1 checked and found wanting (or a fault of ours),
+2 a fault the user can mend, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from luthier.errors import LuthierError, unknown
+
+VERBS = {
+    "list": ("cli_show", "the methods there are"),
+    "show": ("cli_show", "one method: paper, fields, what it reduces to"),
+    "plan": ("cli_run", "what a recipe would do and need; runs nothing"),
+    "run": ("cli_run", "run a recipe; what is done is not repeated"),
+    "report": ("cli_run", "build the report of a run"),
+    "merge": ("cli_models", "merge models by a recipe or a mergekit file"),
+    "eval": ("cli_models", "measure models on data"),
+    "compare": ("cli_models", "measure models against the first one, paired"),
+    "generate": ("cli_models", "continue prompts"),
+    "chat": ("cli_models", "talk to a model"),
+    "test": ("cli_checks", "check a method against its contract"),
+    "reproduce": ("cli_checks", "run the claims of methods and rebuild the table of verdicts"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours: one line, with the nearest right word."""
+
+    def error(self, message: str) -> NoReturn:
+        raise LuthierError(message, where=self.prog, do=f"see {self.prog} --help")
+
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        found, left = self.parse_known_args(words)
+        if left:
+            known = [o for action in self._actions for o in action.option_strings if o.startswith("--")]
+            option = next((w for w in left if w.startswith("-")), None)
+            if option:
+                raise unknown("option", option.split("=")[0], known, where=self.prog)
+            raise LuthierError(f"unexpected {left[0]!r}", where=self.prog, do=f"see {self.prog} --help")
+        return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [w for w in words if w != "--debug"]
+    try:
+        return _verb(words)
+    except LuthierError as fault:
+        if debug:
+            raise
+        print(f"luthier: {' '.join(str(fault).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        if debug:
+            raise
+        print(f"\nluthier: {' '.join(str(stop).split()) or 'stopped; run again to go on'}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `luthier list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as fault:
+        if debug:
+            raise
+        text = " ".join(f"{type(fault).__name__}: {fault}".split())
+        print(f"luthier: {text[:400]}; --debug shows where it came from", file=sys.stderr)
+        return 1
+
+
+def _verb(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] == "--version":
+        from luthier import __version__
+
+        print(f"luthier {__version__}")
+        return 0
+    name = words[0]
+    if name not in VERBS:
+        kind = "option" if name.startswith("-") else "command"
+        raise unknown(kind, name, VERBS if kind == "command" else ("--help", "--version", "--debug"))
+    module = importlib.import_module(f"luthier.{VERBS[name][0]}")
+    parser = Parser(prog=f"luthier {name}", description=VERBS[name][1], allow_abbrev=False)
+    getattr(module, f"options_{name}")(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return getattr(module, f"do_{name}")(parser.read(words[1:])) or 0
+
+
+def usage() -> str:
+    """What `luthier --help` prints."""
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in VERBS.items()]
+    head = "usage: luthier COMMAND ...\n\nPublished ways to shape a language model's weights, one file each."
+    return "\n".join([head, "", *lines, "", "luthier COMMAND --help says more; luthier list shows the methods."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
