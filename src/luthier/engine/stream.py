@@ -163,7 +163,7 @@ def run_transform(
         seen = ctx.with_(survey=method.survey(inputs, ctx))
 
         def write(piece: Piece) -> None:
-            writer.write(piece.name, piece.start, method.transform(piece, seen))
+            writer.write(piece.name, piece.start, _transformed(method, piece, seen))
 
         pieces = sum(-(-i.numel // _unit(i, inputs.granularity)) for i in inputs.tensors.values())
         for _ in ctx.progress(inputs.each(write), total=pieces, what=method.id):
@@ -184,9 +184,20 @@ def transform_tensors(
     made = {n: torch.empty_like(t) if n in inputs.tensors else t.clone() for n, t in origin.items()}
     seen = ctx.with_(survey=method.survey(inputs, ctx))
     for piece in inputs.pieces():
-        result = method.transform(piece, seen).reshape(-1)
+        result = _transformed(method, piece, seen).reshape(-1)
         made[piece.name].view(-1)[piece.start : piece.start + result.numel()] = result.to(made[piece.name].dtype)
     return {n: made[n] for n in origin if n in inputs.tensors or not origin[n].is_floating_point()}
+
+
+def _transformed(method: Transform, piece: Piece, ctx: Context) -> Tensor:
+    """The method's values for a piece: as many as went in, lest the rest of a stretch stay unwritten."""
+    result = method.transform(piece, ctx)
+    given = piece.base if piece.base is not None else piece.experts[0]
+    if result.shape != given.shape:
+        raise LuthierError(
+            f"gave the shape {list(result.shape)} for {list(given.shape)}", where=f"{method.id}: tensor {piece.name!r}"
+        )
+    return result
 
 
 class Memory:

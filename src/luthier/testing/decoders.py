@@ -87,7 +87,8 @@ def _llama() -> Any:
     from transformers import LlamaConfig
 
     keys = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
-    return LlamaConfig(**{k: SIZES[k] for k in keys} | {"attn_implementation": "sdpa"})
+    sizes: dict[str, Any] = {k: SIZES[k] for k in keys}
+    return LlamaConfig(**sizes, **{"attn_implementation": "sdpa"})
 
 
 def _llama_attention(method: Any, given: Mapping[str, Any]) -> dict[str, Tensor]:

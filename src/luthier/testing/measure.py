@@ -79,7 +79,20 @@ def outcome(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     return numbers(measure(_short(method), *names))
 
 
-PEERS: dict[str, Any] = {}
+def _loss(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """transformers' own loss of each item's answer, one item a batch."""
+    found: dict[str, Any] = {}
+    for one in subjects(*("base", "good", "twin")[: given.get("models", 2)]):
+        for item in data().test:
+            row = encode(item, one.tokenizer)
+            with torch.no_grad():
+                loss = one.model(**collate([row], 0, multiple=1)).loss
+            words = f"{one.name}/{data().name}/{item.id}/nll"
+            found |= {f"{words}/value": loss.item(), f"{words}/tokens": row.count}
+    return found
+
+
+PEERS: dict[str, Any] = {"transformers.loss": _loss}
 
 
 def numbers(table: Table, but: tuple[str, ...] = ()) -> dict[str, Any]:
