@@ -6,7 +6,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,8 @@ def save_model(folder: str | os.PathLike[str], model: Any, tokenizer: Any = None
     _refuse_unsaveable(model, folder)
     with write_folder(folder) as temp:
         try:
-            model.save_pretrained(temp, max_shard_size="5GB")
+            with _no_progress_bar():
+                model.save_pretrained(temp, max_shard_size="5GB")
             if tokenizer is not None:
                 tokenizer.save_pretrained(temp)
         except Exception as error:
@@ -155,6 +157,20 @@ def save_model(folder: str | os.PathLike[str], model: Any, tokenizer: Any = None
         if card:
             (temp / "README.md").write_text(card)
     return Path(folder)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """transformers prints one for each save; who watches a run hears from its context instead."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _refuse_unsaveable(model: Any, folder: str | os.PathLike[str]) -> None:
