@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -45,10 +46,11 @@ def save(folder: Path, step: int, tree: Any, keep: int) -> Path:
         os.rename(part, place)
         _sync(folder)
     except (OSError, SafetensorError) as fault:
-        shutil.rmtree(part, ignore_errors=True)
         raise LuthierError(
             f"step {step} could not be saved ({fault})", where=str(folder), do="make room; earlier saves are intact"
         ) from fault
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     for old in _places(folder)[keep:]:
         shutil.rmtree(old)
     return place
@@ -109,9 +111,11 @@ def _flatten(tree: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(tree, tuple | list):
         items = [_flatten(v, f"{path}/{i}", tensors) for i, v in enumerate(tree)]
         return {"tuple": items} if isinstance(tree, tuple) else items
+    if isinstance(tree, float) and not math.isfinite(tree):
+        raise LuthierError(f"the state holds {tree}, which cannot be saved", where=path)
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
-    raise LuthierError(f"the state holds a {type(tree).__name__}, which cannot be saved", where=path or "state")
+    raise LuthierError(f"the state holds a {type(tree).__name__}, which cannot be saved", where=path)
 
 
 def _grow(plain: Any, tensors: dict[str, Tensor], device: torch.device) -> Any:

@@ -102,18 +102,11 @@ class _Run:
     """A training in progress: what a save must hold, and the step that moves it."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        feed: Feed,
-        objective: Objective,
-        spec: TrainSpec,
-        ctx: Context,
-        folder: Path,
-        ranks: Ranks,
-        settings: dict[str, Any],
-    ):
+        self, model: nn.Module, feed: Feed, objective: Objective, spec: TrainSpec, ctx: Context, folder: Path,
+        ranks: Ranks, decided: dict[str, Any],
+    ):  # fmt: skip
         self.model, self.feed, self.objective, self.spec = model, feed, objective, spec
-        self.ctx, self.folder, self.ranks, self.settings = ctx, folder, ranks, settings
+        self.ctx, self.folder, self.ranks, self.settings = ctx, folder, ranks, decided
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.history: list[dict[str, Any]] = []
         self.last_save: Path | None = None
@@ -199,7 +192,8 @@ class _Run:
         return stop
 
     def _backward(self, batches: Sequence[Mapping[str, Tensor]], asked: bool) -> tuple[dict[str, float], bool]:
-        """Forward and backward over the micro-batches; sums over these and all processes."""
+        """Forward and backward over the micro-batches; sums over these and all processes, on which an
+        objective has to name the same terms."""
         device, mixed = self.ranks.device, self.spec.dtype == "bf16-mixed"
         sums: dict[str, Any] = {"loss": 0.0, "count": 0, "tokens": 0}
         for place, batch in enumerate(batches):
@@ -277,7 +271,7 @@ class _Run:
         }  # fmt: skip
         delta = self.tuned.delta()
         if self.spec.checkpointing:
-            self.model.gradient_checkpointing_disable()  # type: ignore[operator]
+            _recompute(self.model, False)
         return TrainResult(self.tuned.bake(), delta, self.history, stats)
 
 
@@ -289,4 +283,14 @@ def _ready(model: nn.Module, spec: TrainSpec, ranks: Ranks) -> None:
     model.to(ranks.device)
     ranks.share_(model)
     if spec.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        _recompute(model, True)
+
+
+def _recompute(model: Any, on: bool) -> None:
+    """Activation checkpointing of a transformers model, under its name before 5.23 or its name since."""
+    word = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if on:
+        getattr(model, f"{word}_checkpointing_enable")({"use_reentrant": False})
+    else:
+        getattr(model, f"{word}_checkpointing_disable")()
+        model.disable_input_require_grads()  # a hook on the embeddings, which transformers leaves behind

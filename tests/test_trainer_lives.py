@@ -1,0 +1,92 @@
+"""Training that is killed, and training by two processes: real processes, real signals, real gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+LIVES = Path(__file__).with_name("trainer_lives.py")
+
+
+def run(what: str, folder: Path) -> Path:
+    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} | {
+        "OMP_NUM_THREADS": "1"
+    }
+    done = subprocess.run([sys.executable, LIVES, what, folder], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def history(out: Path) -> list[dict]:
+    with safe_open(out, "pt") as file:
+        return json.loads(file.metadata()["history"])
+
+
+def gap(a: Path, b: Path) -> float:
+    left, right = load_file(a), load_file(b)
+    assert set(left) == set(right)
+    return max(float((left[n] - right[n]).abs().max()) for n in left)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> Path:
+    return run("kill", tmp_path_factory.mktemp("kill"))
+
+
+@pytest.mark.parametrize("name", ["full", "lift"])
+def test_ten_deaths_leave_no_trace(killed, name):
+    """SIGKILL at ten random moments, six of them inside a save: the last byte is the same."""
+    told = json.loads((killed / f"{name}.json").read_text())
+    assert told["deaths"] == [-9] * 10
+    assert told["leftovers"] >= 1  # at least one death left a half-written save
+    assert "step-00000002" <= told["reached"] < "step-00000030"  # lives got on, and none but the last came to the end
+    assert (killed / f"{name}-calm.out").read_bytes() == (killed / f"{name}-killed.out").read_bytes()
+    assert len(history(killed / f"{name}-killed.out")) == 30
+
+
+@pytest.fixture(scope="module")
+def ranked(tmp_path_factory) -> Path:
+    return run("ranks", tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.parametrize("case", ["full", "full adam", "random", "lift", "odd"])
+def test_two_processes_are_one_on_the_same_global_batch(ranked, case):
+    assert (ranked / f"{case}-0.out").read_bytes() == (ranked / f"{case}-1.out").read_bytes()
+    assert gap(ranked / f"{case}-0.out", ranked / f"{case}-alone.out") < 2e-6
+    for two, one in zip(history(ranked / f"{case}-0.out"), history(ranked / f"{case}-alone.out"), strict=True):
+        assert two["tokens"] == one["tokens"]
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+
+
+def test_a_parameter_without_gradient_anywhere_is_left_alone(ranked):
+    """Weight decay would shrink it; one that has a gradient on a single process moves on both."""
+    learned = load_file(ranked / "odd-1.out")
+    assert learned["never"].tolist() == [1.0, 1.0]
+    assert max(learned["odd"].tolist()) < 0.99
+
+
+def test_only_the_leaves_are_sent(ranked):
+    sent = json.loads((ranked / "rank-0.json").read_text())["sent"]
+    params = sum(t.numel() for t in load_file(ranked / "full-0.out").values())
+    assert 5 * (params - 5) < sent["full"] < 5 * (params + 100)  # five steps; odd and never have no gradient here
+    assert sent["random"] < 0.06 * sent["full"] and sent["lift"] < 0.06 * sent["full"]
+
+
+def test_ctrl_c_on_one_process_stops_both_after_one_step_and_both_resume(ranked):
+    told = [json.loads((ranked / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    assert told[0]["interrupted"] == told[1]["interrupted"]
+    assert told[0]["interrupted"].startswith("stopped after step 3, saved in ")
+    assert (ranked / "resumed-1.out").read_bytes() == (ranked / "random-1.out").read_bytes()
+
+
+def test_a_loss_that_is_not_finite_on_one_process_stops_both(ranked):
+    for rank in range(2):
+        assert "at training step 2" in json.loads((ranked / f"rank-{rank}.json").read_text())["poisoned"]
