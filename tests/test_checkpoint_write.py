@@ -1,0 +1,284 @@
+"""Writing: whole or not at all, also when killed; stretches in place; live models with all that goes with them."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from luthier.checkpoint import atomic
+from luthier.checkpoint.card import model_card
+from luthier.checkpoint.delta import same_bits
+from luthier.checkpoint.reader import Checkpoint
+from luthier.checkpoint.writer import ShardWriter, config_with_dtype, copy_sidecars, save_model, write_folder
+from luthier.errors import LuthierError
+from luthier.testing import tiny
+
+WRITE_FOREVER = """
+import sys
+from luthier.checkpoint.atomic import write_folder
+n = int(sys.argv[2])
+print("ready", flush=True)
+while True:
+    n += 1
+    with write_folder(sys.argv[1]) as temp:
+        for name in "abc":
+            (temp / name).write_text(str(n) * 20000)
+"""
+
+
+def content(out) -> set[str]:
+    return {(out / name).read_text() for name in "abc"}
+
+
+def test_killed_at_any_moment_the_old_folder_stays_whole(tmp_path):
+    out = tmp_path / "out"
+    with write_folder(out) as temp:
+        for name in "abc":
+            (temp / name).write_text("0" * 20000)
+    rng = random.Random(0)
+    for round_ in range(10):
+        command = [sys.executable, "-c", WRITE_FOREVER, str(out), str(100 * round_)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert process.stdout and process.stdout.readline() == b"ready\n"
+        time.sleep(rng.uniform(0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert len(content(out)) == 1  # three files of one generation
+    with write_folder(out) as temp:
+        for name in "abc":
+            (temp / name).write_text("last")
+    assert content(out) == {"last"}
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]  # what the killed ones left is gone
+
+
+def test_a_reader_never_sees_a_mixture_or_a_gap(tmp_path):
+    out = tmp_path / "out"
+    seen, stop = [], threading.Event()
+
+    def look():
+        while not stop.is_set():
+            fd = os.open(out, os.O_RDONLY)
+            try:
+                seen.append(tuple(sorted(os.listdir(fd))))
+            finally:
+                os.close(fd)
+
+    for n in range(40):
+        with write_folder(out) as temp:
+            (temp / f"file{n}").write_text("x")
+        if n == 0:
+            thread = threading.Thread(target=look)
+            thread.start()
+    stop.set()
+    thread.join()
+    # listing a folder whose last holder is just removing it may show it empty, never mixed
+    assert all(len([f for f in names if f.startswith("file")]) <= 1 for names in seen)
+
+
+def test_an_error_inside_leaves_the_old_folder_and_nothing_else(tmp_path):
+    out = tmp_path / "deep" / "out"
+    with write_folder(out) as temp:
+        (temp / "a").write_text("old")
+    with pytest.raises(RuntimeError, match="mine"), write_folder(out) as temp:
+        (temp / "a").write_text("new")
+        raise RuntimeError("mine")
+    assert (out / "a").read_text() == "old"
+    assert [p.name for p in out.parent.iterdir()] == ["out"]
+
+
+def test_folders_of_others_are_never_replaced(tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("years")
+    (tmp_path / "file").write_text("x")
+    for name in ("home", "file"):
+        with pytest.raises(LuthierError, match="not written by Luthier"), write_folder(tmp_path / name):
+            raise AssertionError("never here")
+    assert (tmp_path / "home" / "thesis.txt").read_text() == "years"
+    (tmp_path / "empty").mkdir()
+    with write_folder(tmp_path / "empty") as temp:
+        (temp / "a").write_text("x")
+    assert (tmp_path / "empty" / "a").exists()
+
+
+def test_a_link_keeps_pointing_where_it_did(tmp_path):
+    with write_folder(tmp_path / "real") as temp:
+        (temp / "a").write_text("1")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with write_folder(tmp_path / "link") as temp:
+        (temp / "a").write_text("2")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "a").read_text() == "2"
+
+
+def test_a_writer_at_work_is_not_swept_away(tmp_path):
+    with write_folder(tmp_path / "out") as one:
+        with write_folder(tmp_path / "out") as two:
+            (two / "a").write_text("two")
+        assert one.exists()
+        (one / "a").write_text("one")
+    assert (tmp_path / "out" / "a").read_text() == "one"
+
+
+def test_without_a_call_to_exchange_folders_two_renames_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "_exchange", lambda a, b: False)
+    for n in "12":
+        with write_folder(tmp_path / "out") as temp:
+            (temp / "a").write_text(n)
+    assert (tmp_path / "out" / "a").read_text() == "2"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_is_one_line_and_changes_nothing(tmp_path):
+    out = tmp_path / "out"
+    with write_folder(out) as temp:
+        (temp / "a").write_text("old")
+    limited = """
+import resource, signal, sys, torch
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+from collections import namedtuple
+from luthier.checkpoint.writer import ShardWriter, write_folder
+from luthier.errors import LuthierError
+Info = namedtuple("Info", "name dtype shape")
+try:
+    with write_folder(sys.argv[1]) as temp, ShardWriter(temp, [Info("w", torch.float32, (1000,))]):
+        pass
+except LuthierError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", limited, str(out)], capture_output=True, text=True)
+    assert "nothing was changed" in done.stdout and done.stdout.count("\n") == 1, done.stderr
+    assert (out / "a").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["out"]
+    line = str(atomic.disk_fault(OSError(errno.ENOSPC, "No space left on device"), out))
+    assert "the disk is full" in line and "free some space" in line
+
+
+# --- stretches in place
+
+
+def rewrite(source: Checkpoint, out, limit: int, seed: int) -> Checkpoint:
+    """Copy a checkpoint through ShardWriter, in stretches of 97 elements in random order, from four threads."""
+    jobs = [(n, s) for n, info in source.tensors.items() for s in range(0, info.numel, 97)]
+    random.Random(seed).shuffle(jobs)
+    with write_folder(out) as temp:
+        copy_sidecars(source, temp)
+        with ShardWriter(temp, source.tensors.values(), {"made": "here"}, max_shard_bytes=limit) as writer:
+
+            def work(part):
+                for name, start in part:
+                    count = min(97, source.tensors[name].numel - start)
+                    writer.write(name, start, source.read_flat(name, start, count))
+
+            threads = [threading.Thread(target=work, args=(jobs[i::4],)) for i in range(4)]
+            [t.start() for t in threads]
+            [t.join() for t in threads]
+    return Checkpoint.open(out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_stretches_in_any_order_give_the_same_bytes_in_any_sharding(tmp_path, dtype):
+    source = Checkpoint.open(tiny.checkpoint(tmp_path / "m", dtype=dtype))
+    one, many = (rewrite(source, tmp_path / f"out{limit}", limit, limit) for limit in (10**9, 9000))
+    assert len({i.file for i in one.tensors.values()}) == 1 < len({i.file for i in many.tensors.values()})
+    assert list(one.tensors) == list(many.tensors) == list(source.tensors)
+    for name, tensor in source.items():
+        assert same_bits(one.read(name), tensor) and same_bits(many.read(name), tensor)
+    assert one.hash() == many.hash() == source.hash()
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out9000")
+    assert all(same_bits(t, source.read(n)) for n, t in stock.state_dict().items())
+    sizes = [f.stat().st_size for f in (tmp_path / "out9000").glob("*.safetensors")]
+    assert sum(i.nbytes for i in source.tensors.values()) < sum(sizes)
+
+
+def test_shards_keep_their_limit_unless_one_tensor_is_larger(tmp_path):
+    source = Checkpoint.open(tiny.checkpoint(tmp_path / "m"))
+    many = rewrite(source, tmp_path / "out", 9000, 0)
+    for file in {i.file for i in many.tensors.values()}:
+        held = [i.nbytes for i in many.tensors.values() if i.file == file]
+        assert len(held) == 1 or sum(held) <= 9000
+
+
+def test_values_are_cast_to_the_declared_dtype_and_must_fit(tmp_path):
+    Info = type(next(iter(Checkpoint.open(tiny.checkpoint(tmp_path / "m")).tensors.values())))
+    info = Info("w", torch.bfloat16, (2, 3), tmp_path, 0, 12)
+    (tmp_path / "out").mkdir()
+    with ShardWriter(tmp_path / "out", [info]) as writer:
+        writer.write("w", 2, torch.tensor([1.003, -2.0, 3.0, 4.0]))
+        for start, count in ((3, 4), (-1, 2), (7, 0)):
+            with pytest.raises(ValueError, match="do not fit"):
+                writer.write("w", start, torch.zeros(count))
+    got = load_file(tmp_path / "out" / "model.safetensors")["w"]
+    assert got.dtype == torch.bfloat16 and got.view(-1).tolist() == [0, 0, 1.0, -2.0, 3.0, 4.0]
+
+
+def test_sidecars_go_along_and_remote_code_does_not(tmp_path):
+    path = tiny.checkpoint(tmp_path / "m")
+    (path / "LICENSE").write_text("free")
+    (path / "modeling_evil.py").write_text("")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "modeling_evil.M"}}))
+    source = Checkpoint.open(path)
+    (tmp_path / "out").mkdir()
+    copy_sidecars(source, tmp_path / "out", config_with_dtype(source.config, torch.bfloat16))
+    made = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja", "LICENSE"} <= made
+    assert "modeling_evil.py" not in made
+    new = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "auto_map" not in new and new["dtype"] == "bfloat16" and new["hidden_size"] == config["hidden_size"]
+
+
+# --- live models
+
+
+def test_a_saved_model_is_a_plain_hugging_face_folder(tmp_path, capfd):
+    model = tiny.llama(dtype=torch.bfloat16, tie_word_embeddings=True)
+    model.generation_config.max_new_tokens = 7
+    card = model_card("luthier: 1\n", ["merge.ties"], "tiny/base", ["a note"])
+    out = save_model(tmp_path / "out", model, tiny.tokenizer(), card)
+    assert capfd.readouterr() == ("", "")
+    stored = load_file(out / "model.safetensors")
+    assert "lm_head.weight" not in stored and all(t.dtype == torch.bfloat16 for t in stored.values())
+    again = AutoModelForCausalLM.from_pretrained(out)
+    assert isinstance(again, LlamaForCausalLM) and again.generation_config.max_new_tokens == 7
+    assert all(same_bits(a, again.state_dict()[n]) for n, a in model.state_dict().items())
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    turns = [{"role": "user", "content": "hi"}]
+    assert tokenizer.apply_chat_template(turns) == tiny.tokenizer().apply_chat_template(turns)
+    assert "merge.ties" in (out / "README.md").read_text()
+
+
+def test_what_would_not_reload_is_refused(tmp_path):
+    model = tiny.llama()
+    torch.nn.utils.parametrizations.weight_norm(model.model.layers[0].mlp.up_proj)
+    with pytest.raises(LuthierError, match="model.layers.0.mlp.up_proj: a live parametrization"):
+        save_model(tmp_path / "out", model)
+    model = tiny.llama()
+    model.hf_quantizer = object()
+    with pytest.raises(LuthierError, match="quantized"):
+        save_model(tmp_path / "out", model)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_card_carries_the_recipe_whole_and_a_header_the_hub_reads():
+    from huggingface_hub import ModelCard
+
+    recipe = "luthier: 1\nnotes: |\n  ```\n  fenced: ````\n"
+    card = model_card(
+        recipe, ["tune.lift", "merge.ties"], "a/b", ['dequantised: "Q4_1"\nsecond line'], license="apache-2.0"
+    )
+    read = ModelCard(card).data.to_dict()
+    assert read["base_model"] == "a/b" and read["license"] == "apache-2.0" and read["library_name"] == "transformers"
+    assert read["tags"] == ["luthier", "tune.lift", "merge.ties", "merge"]
+    assert f"`````yaml\n{recipe}`````" in card
+    assert '- dequantised: "Q4_1" second line\n' in card
+    assert "base_model" not in model_card("", [], None)
