@@ -34,6 +34,8 @@ def to_stock(model: LuthierForCausalLM) -> PreTrainedModel:
     for slot in ("layer", "stack", "linear", "head"):
         if any(key.split("@")[0] == slot for key in config.slots or {}):
             raise _no(f"the slot {slot!r} is filled")
+    if config.hidden_size % config.num_attention_heads:
+        raise _no(f"hidden_size {config.hidden_size} is no multiple of {config.num_attention_heads} heads")
     mixer, norm, ffn = _same(config, "mixer"), _same(config, "norm"), _same(config, "ffn")
     if norm["center"]:
         raise _no("norm.rms centres")
