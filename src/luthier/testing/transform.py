@@ -24,8 +24,6 @@ from luthier.testing.variants import variants
 
 SIZES: dict[str, Any] = {"vocab_size": 2300, "hidden_size": 32}
 """Embedding and head of 73,600 entries: longer than one stretch of the canonical grid."""
-TIED, GRID = 32, 256
-"""How many entries of a tensor are tied, and the grid on which their sums are exact."""
 CPU_SECONDS = 5.0
 Weights = dict[str, Tensor]
 
@@ -57,21 +55,6 @@ def _models(experts: int = 3) -> list[Any]:
             rows[:32] = 0.5 + (0.0, 0.25, -0.25, 0.0)[min(n, 3)]
             rows[32:] = 0.5 - 0.25 * (n > 0)
     return models
-
-
-def _models(experts: int = 3) -> list[Any]:
-    """The base, then its experts. At the first entries of each tensor the first two experts moved by
-    exactly opposite amounts and the others not at all, so that sums of changes are exactly zero."""
-    base = tiny.llama(0, **SIZES)
-    several = [tiny.moved(base, seed) for seed in range(1, experts + 1)]
-    with torch.no_grad():
-        for whole, *moved in zip(*(m.parameters() for m in (base, *several)), strict=True):
-            start = whole.view(-1)[:TIED]
-            start.copy_((start * GRID).round() / GRID)
-            change = torch.arange(1, len(start) + 1) / GRID
-            for i, tensor in enumerate(moved):
-                tensor.view(-1)[:TIED] = start + change * ((1, -1)[i] if i < 2 else 0)
-    return [base, *several]
 
 
 def outcome(method: Any, given: Mapping[str, Any]) -> Weights:
