@@ -40,7 +40,7 @@ def do_plan(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(made.as_dict(), indent=1))
     else:
-        show_plan(_console(), made)
+        show_plan(console(), made)
     return 2 if made.problems else 0
 
 
@@ -54,16 +54,16 @@ def do_run(args: argparse.Namespace) -> None:
     from luthier.recipe_run import run
 
     quiet()
-    console = _console()
-    with Watcher(console) as watch:
+    screen = console()
+    with Watcher(screen) as watch:
         done = run(args.recipe, folder=args.folder, fresh=args.fresh, sets=args.set, watch=watch)
-    show_results(console, done.folder)
+    show_results(screen, done.folder)
     if not args.no_report:
         from luthier import report
 
-        console.print(f"\nReport: {report.build(done.folder)}", soft_wrap=True)
+        screen.print(f"\nReport: {report.build(done.folder)}", soft_wrap=True)
     last = next((s.name for s in reversed(done.recipe.steps.values()) if s.shape in ("Tune", "Transform")), None)  # type: ignore[call-overload]
-    _next(console, done.folder, last, args.recipe)
+    _next(screen, done.folder, last, args.recipe)
 
 
 def options_report(parser: argparse.ArgumentParser) -> None:
@@ -112,14 +112,15 @@ def show_plan(console: Console, made: Plan) -> None:
                      time_)  # fmt: skip
     console.print(grid)
     for d in made.data:
-        console.print(f"data {d.name}: {d.source}, {d.train} train, {d.test} test, leaked test items {d.leaked}")
+        text = f"data {d.name}: {d.source}, {d.train} train, {d.test} test, leaked test items {d.leaked}"
+        console.print(text, markup=False, soft_wrap=True)
     free = f" of {size(made.free_memory)} free" if made.free_memory else ""
     console.print(
         f"about {span(60 * made.minutes)} on {made.device}, {size(made.memory)} of memory{free}, "
         f"{size(made.disk)} of disk of {size(made.free_disk)} free, leaked test items {made.leaked}"
     )
     for problem in made.problems:
-        console.print(f"cannot work: {problem}", style="red", soft_wrap=True)
+        console.print(f"cannot work: {problem}", style="red", soft_wrap=True, markup=False)
 
 
 class Watcher:
@@ -169,7 +170,7 @@ class Watcher:
             self.bars.update(self.task, note=f"loss {event['train']['loss']:.3f}")
 
     def _log(self, event: Mapping[str, Any]) -> None:
-        self.console.print(f"{event.get('step', '')}: {event['text']}", soft_wrap=True)
+        self.console.print(f"{event.get('step', '')}: {event['text']}", soft_wrap=True, markup=False)
 
     def _kept(self, event: Mapping[str, Any]) -> None:
         self.console.print(f"[green]✓[/] {event['step']}  done before, kept")
@@ -185,6 +186,7 @@ class Watcher:
 
 def show_results(console: Console, folder: Path) -> None:
     """The table of a run and its verdicts, from the same summary as the report."""
+    from rich.markup import escape
     from rich.table import Table as Grid
 
     from luthier import report
@@ -195,11 +197,11 @@ def show_results(console: Console, folder: Path) -> None:
         for column in found.columns:
             grid.add_column(column, overflow="fold")
         for row in found.rows:
-            grid.add_row(*(row.get(column, "") for column in found.columns))
+            grid.add_row(*(escape(row.get(column, "")) for column in found.columns))
         console.print()
         console.print(grid)
     for verdict in found.verdicts:
-        console.print(f"{verdict.question} [bold]{verdict.word}[/]: {verdict.why}", soft_wrap=True)
+        console.print(f"{escape(verdict.question)} [bold]{verdict.word}[/]: {escape(verdict.why)}", soft_wrap=True)
 
 
 def _next(console: Console, folder: Path, model: str | None, recipe: str) -> None:
@@ -211,11 +213,12 @@ def _next(console: Console, folder: Path, model: str | None, recipe: str) -> Non
         console.print(f"  luthier report {folder}", soft_wrap=True)
 
 
-def _console() -> Console:
+def console() -> Console:
+    """The terminal; wide enough for a table where the output goes to a file."""
     from rich.console import Console
 
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=max(console.width, 140))
+    made = Console(highlight=False)
+    return made if made.is_terminal else Console(highlight=False, width=max(made.width, 140))
 
 
 def count(number: float | None) -> str:

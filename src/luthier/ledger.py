@@ -88,7 +88,8 @@ class Record:
     def from_dict(cls, raw: Mapping[str, Any]) -> Record:
         """Keys of other versions are left out, so that old ledgers stay readable."""
         known = {f.name for f in fields(cls)}
-        return cls(**{k: tuple(v) if k == "notes" else v for k, v in raw.items() if k in known})
+        values: dict[str, Any] = {k: tuple(v) if k == "notes" else v for k, v in raw.items() if k in known}
+        return cls(**values)
 
 
 class Ledger:

@@ -11,7 +11,6 @@ from typing import Any
 from luthier import __version__, catalogue
 from luthier import recipe_check as check
 from luthier.errors import LuthierError
-from luthier.flows import Data
 from luthier.ledger import Record
 from luthier.recipe import Recipe, to_yaml
 from luthier.recipe_steps import Step
@@ -24,9 +23,11 @@ ENGINE_ONLY = ("save_every", "keep", "workers")
 class Inputs:
     """What the steps of a recipe take: data and models, opened once, and their content hashes."""
 
-    def __init__(self, recipe: Recipe, folder: Path, watch: Watch):
-        self.recipe, self.folder, self.watch = recipe, folder, watch
-        self.data: dict[str, Data] = {}
+    def __init__(self, recipe: Recipe, folder: Path | None, watch: Watch):
+        self.recipe, self.watch = recipe, watch
+        self.folder = folder if folder is not None else Path()
+        self.cache = folder / "cache" if folder is not None else None
+        self.data: dict[str, Any] = {}
         self.models: dict[tuple[str, str], Any] = {}
         """(name, name of its base or "") to a Checkpoint or an expert on that base"""
         self.hashes: dict[str, str] = {}
@@ -71,7 +72,7 @@ class Inputs:
 
         seed, name = (step.seed, step.base) if step else (self.recipe.seed, "data")
         watch = self.watch if step is None else lambda event: self.watch({**event, "step": step.name})
-        return Context(seed=seed, step=name, device=self.device, cache=self.folder / "cache", watch=watch)
+        return Context(seed=seed, step=name, device=self.device, cache=self.cache, watch=watch)
 
     def hash(self, step: Step) -> str:
         """The step's hash; its inputs must be done."""
@@ -85,12 +86,13 @@ class Inputs:
         """Role to {name, hash}, or a list of them."""
         roles = check.roles_of(catalogue.card(step.use))
         made: dict[str, Any] = {}
+        value: Any
         for role, value in step.roles.items():
             kind = roles[role].kind
             if kind == "value":
                 continue
             if isinstance(value, Mapping):
-                tokenizer = value["tokenizer"]
+                tokenizer: Any = value["tokenizer"]
                 of = "data" if isinstance(tokenizer, Mapping) else "model"
                 made[role] = self._named(tokenizer["train"] if of == "data" else tokenizer, of, step)
             elif isinstance(value, tuple):
@@ -101,7 +103,7 @@ class Inputs:
 
     def _named(self, name: str, kind: str, step: Step) -> dict[str, str]:
         if kind == "data":
-            key, make = f"data/{name}", lambda: self.data[name].hash()  # type: ignore[attr-defined]
+            key, make = f"data/{name}", lambda: self.data[name].hash()
         elif name in self.recipe.steps:
             key, make = f"step/{name}", lambda: self.model(name, step).hash()
         else:
@@ -159,7 +161,19 @@ class Inputs:
             return ""
         base = step.roles.get("base") or step.roles.get("model")
         ids = list(dict.fromkeys(m.id for m in step.methods()))
-        return model_card(self.alone(step), ids, base if isinstance(base, str) else None, [])
+        return model_card(self.alone(step), ids, base if isinstance(base, str) else None, self.notes(step))
+
+    def notes(self, step: Step) -> tuple[str, ...]:
+        """What a reader of the step's result should know of the models behind it."""
+        from luthier.checkpoint.bundled import NOTES
+
+        found: list[str] = []
+        for name in step.names("model"):
+            if name in self.recipe.steps:
+                found += self.notes(self.recipe.steps[name])
+            else:
+                found += [NOTES[name]] if name in NOTES else self.model(name, step).notices
+        return tuple(dict.fromkeys(found))
 
     def alone(self, step: Step) -> str:
         """The recipe of this step and of those it needs, as YAML."""

@@ -129,7 +129,7 @@ class _Planning:
         if leaked:
             where = self.recipe.marked.where("data", name)
             self.problems.append(f"{where}: {leaked} test items of {name!r} are also in train")
-        return PlannedData(name, self.recipe.data[name]["source"], *sizes, leaked)
+        return PlannedData(name, self.recipe.data[name]["source"], sizes[0], sizes[1], leaked)
 
     def _step(self, step: Step) -> PlannedStep:
         waits = any(name in self.pending for name in self.recipe.needs(step))

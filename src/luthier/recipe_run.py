@@ -113,7 +113,7 @@ class _Running:
         status, notes, outcome = "failed", (), None
         try:
             outcome = runner.execute(self.inputs.job(step, digest), self.inputs.context(step))
-            status, notes = "done", outcome.notes
+            status, notes = "done", (*self.inputs.notes(step), *outcome.notes)
         except KeyboardInterrupt:
             status = "interrupted"
             raise

@@ -21,7 +21,7 @@ def assign(marked: Marked, assignment: str) -> None:
     key, equals, text = assignment.partition("=")
     if not equals or not key.strip():
         raise LuthierError("expected KEY=VALUE", where=label, do="write --set step.key=value")
-    value = _value(text, label)
+    value = value_of(text, label)
     path = _path(marked, key.strip().split("."), label)
     place = marked.value
     for part in path[:-1]:
@@ -36,7 +36,8 @@ def assign(marked: Marked, assignment: str) -> None:
     marked.lines[path] = label
 
 
-def _value(text: str, label: str) -> Any:
+def value_of(text: str, label: str) -> Any:
+    """The plain value of YAML text given on the command line; `label` stands for it in errors."""
     try:
         return parse(text, label).value
     except LuthierError as fault:
@@ -62,7 +63,7 @@ def _path(marked: Marked, parts: list[str], label: str) -> tuple[str, ...]:
 
 
 def _step_path(body: Any, rest: list[str], label: str) -> tuple[str, ...]:
-    use = body.get("use") if isinstance(body, dict) else None
+    use = str(body.get("use")) if isinstance(body, dict) else ""
     if use not in catalogue.cards() or rest[0] in STEP_KEYS:  # a wrong `use` is reported with its line later
         return tuple(rest)
     card = catalogue.card(use)

@@ -38,8 +38,8 @@ class Step:
     """role to a name, a tuple of names, or the map of a new model"""
     vary: Mapping[str, Any] = field(default_factory=dict)
     train: Any = None
-    objective: Method | None = None
-    optim: Method | None = None
+    objective: Any = None
+    optim: Any = None
     dtype: str = "auto"
     where: str = ""
 

@@ -20,8 +20,8 @@ import torch
 from luthier.checkpoint.reader import Checkpoint
 from luthier.checkpoint.writer import save_model, write_folder
 from luthier.engine import saved
-from luthier.engine.subject import Subject_, load
 from luthier.engine.spec import TrainSpec
+from luthier.engine.subject import Subject_, load
 from luthier.errors import LuthierError
 from luthier.flows import Data, Table, Trace
 from luthier.kit.context import Context

@@ -1,0 +1,67 @@
+"""`luthier test` and `luthier reproduce`: is a method what it says, and does it do what its paper says."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from luthier import catalogue
+from luthier.errors import LuthierError
+
+
+def options_test(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", nargs="+", help="one method or more, such as merge.ties")
+    parser.add_argument("--mutants", action="store_true", help="also plant faults and count those the tests catch")
+
+
+def do_test(args: argparse.Namespace) -> int:
+    for id_ in args.id:
+        catalogue.card(id_)  # before the slow imports
+    from luthier.cli_run import quiet
+    from luthier.testing import run_method
+
+    quiet()
+    good = True
+    for id_ in args.id:
+        report = run_method(id_, mutants=args.mutants)
+        failed = [o for o in report.outcomes if not o.passed]
+        good = good and report.ok
+        for outcome in report.outcomes:
+            fault = f"  {outcome.fault}" if outcome.fault else ""
+            print(f"{'ok    ' if outcome.passed else 'FAILED'} {id_}  {outcome.check}  {outcome.seconds:.1f} s{fault}")
+        for note in report.notes:
+            print(f"note   {id_}  {note}")
+        if report.mutants is not None:
+            print(report.mutants)
+        print(f"{id_}: {len(report.outcomes) - len(failed)} of {len(report.outcomes)} checks pass")
+    return 0 if good else 1
+
+
+def options_reproduce(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", nargs="*", help="methods whose claims to run")
+    parser.add_argument("--all", action="store_true", help="run every claim there is")
+    parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than those of the claims")
+    parser.add_argument("--folder", type=Path, default=Path("docs"), help="where the verdicts are written (docs)")
+
+
+def do_reproduce(args: argparse.Namespace) -> None:
+    from luthier.claims import claim, claims, reproduce
+    from luthier.cli_run import quiet
+
+    if bool(args.id) == args.all:
+        known = ", ".join(claims())
+        raise LuthierError("name methods or give --all, not both" if args.id else "name a method, or --all", do=known)
+    for id_ in args.id:
+        claim(id_)
+    quiet()
+    rows = reproduce(args.id or None, args.folder, args.seeds, watch=_say)
+    for row in rows:
+        print(f"{row['id']}: {row['verdict']}")
+    print(args.folder / "verdicts.md")
+
+
+def _say(event: Mapping[str, Any]) -> None:
+    if event["kind"] == "progress" and event.get("what") == "claims":
+        print(f"{event['step']} ({event['done'] + 1} of {event['total']}) ...", flush=True)

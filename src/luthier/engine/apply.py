@@ -1,0 +1,193 @@
+"""The one verb of a method, from Python: `Ties(density=0.5).apply(base="a", experts=["b", "c"]).save("out")`.
+
+Roles are given by name. A model is a name, a folder or a `Checkpoint`; to train, measure or decode also
+a live (model, tokenizer) pair. Data is a source such as "gym:countdown", a map as in a recipe, or
+anything that implements `flows.Data`. Beside the roles stand the options of `OPTIONS`, and for a Tune
+`train`, `objective` and `optim` as in a recipe.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier.checkpoint.card import model_card
+from luthier.checkpoint.expert import open_expert
+from luthier.checkpoint.reader import Checkpoint
+from luthier.checkpoint.resolve import resolve
+from luthier.checkpoint.writer import save_model
+from luthier.engine import runner
+from luthier.engine.data import open_data
+from luthier.engine.spec import TrainSpec
+from luthier.errors import LuthierError, unknown
+from luthier.kit.context import Context
+from luthier.shapes import Decode, Measure, Method, Objective, Optim, Transform, Tune
+
+OPTIONS = {
+    "seed": "root of all randomness, 0 by default",
+    "device": "auto, cpu, cuda or mps",
+    "dtype": "auto, fp32, bf16 or fp16: of a merge's output, or in which models are looked at",
+    "memory": "bytes a streamed transform may hold",
+    "threads": "of a streamed transform",
+    "folder": "where a training keeps its saves, to go on after a break",
+    "watch": "a function that receives events",
+}
+TRAINING = {"train": {"steps": 100}, "objective": "objective.next_token", "optim": "optim.adamw"}
+
+
+def apply(method: Method, given: Mapping[str, Any]) -> Any:
+    """What the method gives: a `Merged` to save, a `TunedModel`, a Table or a Trace."""
+    roles = _roles(method)
+    known = [*roles, *OPTIONS, *(TRAINING if isinstance(method, Tune) else ())]
+    for name in given:
+        if name not in known:
+            raise unknown("role or option", name, known, where=method.id)
+    missing = next((n for n, (_, optional) in roles.items() if not optional and given.get(n) is None), None)
+    if missing:
+        raise LuthierError(f"{missing!r} is missing", where=method.id, do=f"give {missing}=...")
+    for shape, work in {Transform: _merge, Tune: _tune, Measure: _measure, Decode: _decode}.items():
+        if isinstance(method, shape):
+            return work(method, given)
+    raise LuthierError(f"a {type(method).__mro__[1].__name__} is not applied by itself", where=method.id)
+
+
+def _roles(method: Method) -> dict[str, tuple[bool, bool]]:
+    """Role to (a list, optional)."""
+    return {word.rstrip("*?"): ("*" in word, "?" in word) for word in type(method).roles}
+
+
+def _context(given: Mapping[str, Any], step: str) -> Context:
+    device = runner.device_of(str(given.get("device", "auto")))
+    return Context(seed=given.get("seed", 0), step=step, device=device, watch=given.get("watch"))
+
+
+def _dtype(given: Mapping[str, Any]) -> Any:
+    word = given.get("dtype", "auto")
+    if word != "auto" and word not in runner.DTYPES:
+        raise unknown("dtype", str(word), ("auto", *runner.DTYPES))
+    return runner.DTYPES.get(word)
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _data(given: Mapping[str, Any], ctx: Context) -> list[Any]:
+    made: list[Any] = []
+    for i, source in enumerate(_list(given["data"])):
+        name = str(source.get("source")) if isinstance(source, Mapping) else str(source)
+        named = hasattr(source, "train") and hasattr(source, "test")
+        made.append(source if named else open_data(name or f"data {i}", source, ctx.with_(step="data")))
+    return made
+
+
+def _named(source: Any) -> str:
+    if isinstance(source, (str, Path)):
+        return str(source)
+    return source.path.name if isinstance(source, Checkpoint) else type(source[0]).__name__
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A Transform with its inputs, not yet carried out: nothing is read before `plan` or `save`."""
+
+    method: Transform
+    given: Mapping[str, Any]
+
+    def plan(self) -> Any:
+        """Shapes, bytes, memory and seconds of `save` (`engine.stream.Plan`); reads headers only."""
+        from luthier.engine.stream import plan_transform
+
+        base, experts = self._opened()
+        options = {k: self.given[k] for k in ("memory", "threads") if k in self.given}
+        return plan_transform(self.method, base, experts, dtype=_dtype(self.given), **options)
+
+    def save(self, folder: str | Path) -> Path:
+        """Carry it out and write a Hugging Face folder, whole or not at all; returns its path."""
+        from luthier.engine.stream import run_transform
+
+        base, experts = self._opened()
+        names = [str(_named(e)) for e in _list(self.given["experts"])]
+        step: dict[str, Any] = {"base": _named(self.given["base"])} if base is not None else {}
+        recipe = {"luthier": 1, "steps": {"model": self.method.to_dict() | step | {"experts": names}}}
+        text = model_card(_yaml(recipe), [self.method.id], step.get("base"), [])
+        options = {k: self.given[k] for k in ("memory", "threads") if k in self.given}
+        ctx = _context(self.given, "apply")
+        return run_transform(
+            self.method, base, experts, Path(folder), ctx, dtype=_dtype(self.given), card=text, **options
+        )
+
+    def _opened(self) -> tuple[Any, list[Any]]:
+        base = self.given.get("base")
+        opened = base if base is None or isinstance(base, Checkpoint) else resolve(base)
+        return opened, [open_expert(e, opened) for e in _list(self.given["experts"])]
+
+
+def _merge(method: Transform, given: Mapping[str, Any]) -> Merged:
+    return Merged(method, dict(given))
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """A finished training: the plain model, its tokenizer, what changed, and how it went."""
+
+    model: Any
+    tokenizer: Any
+    delta: Any
+    history: list[dict[str, Any]]
+    stats: dict[str, Any]
+    card: str
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a Hugging Face folder, whole or not at all; returns its path."""
+        return save_model(folder, self.model, self.tokenizer, self.card)
+
+
+def _tune(method: Tune, given: Mapping[str, Any]) -> TunedModel:
+    ctx = _context(given, "apply")
+    chosen = {**TRAINING, **{k: given[k] for k in TRAINING if k in given}}
+    spec = chosen["train"] if isinstance(chosen["train"], TrainSpec) else TrainSpec.of(chosen["train"])
+    model = given["model"]
+    source = model if isinstance(model, (tuple, Checkpoint, runner.NewModel)) else resolve(model)
+    with tempfile.TemporaryDirectory(prefix="luthier-") as scratch:
+        job = runner.Job(
+            name="apply", method=method, roles={"model": source, "data": _data(given, ctx)}, out=Path(scratch),
+            work=Path(given["folder"]) if "folder" in given else Path(scratch) / "saves", train=spec,
+            objective=Objective.from_value(chosen["objective"]), optim=Optim.from_value(chosen["optim"]),
+        )  # fmt: skip
+        result, tokenizer = runner.trained(job, ctx)
+    step = method.to_dict() | {"model": _named(model), "train": spec.to_dict()}
+    text = model_card(_yaml({"luthier": 1, "steps": {"model": step}}), [method.id], _named(model), [])
+    return TunedModel(result.model, tokenizer, result.delta, result.history, result.stats, text)
+
+
+def _measure(method: Measure, given: Mapping[str, Any]) -> Any:
+    ctx = _context(given, "apply")
+    models, rest = _subjects(given), {k: v for k, v in given.items() if k in _roles(method)}
+    job = runner.Job(
+        name="apply", method=method, roles={"models": models, "data": _data(given, ctx)}, out=Path(), work=Path(),
+        names={**rest, "models": [_named(m) for m in _list(given["models"])]}, dtype=_dtype(given),
+    )  # fmt: skip
+    return runner.measured(job, ctx)
+
+
+def _decode(method: Decode, given: Mapping[str, Any]) -> Any:
+    ctx = _context(given, "apply")
+    job = runner.Job(
+        name="apply", method=method, roles={"models": _subjects(given), "prompts": _list(given["prompts"])},
+        out=Path(), work=Path(), names={"models": [_named(m) for m in _list(given["models"])]}, dtype=_dtype(given),
+    )  # fmt: skip
+    return runner.decoded(job, ctx)
+
+
+def _subjects(given: Mapping[str, Any]) -> list[Any]:
+    return [m if isinstance(m, (tuple, Checkpoint)) else resolve(m) for m in _list(given["models"])]
+
+
+def _yaml(value: Mapping[str, Any]) -> str:
+    """Plain values as YAML; JSON is YAML, and needs no dumper here."""
+    return json.dumps(value, indent=1)
