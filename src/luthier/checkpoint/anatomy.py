@@ -23,6 +23,7 @@ from luthier.errors import unknown
 
 ROTARY = Literal["half", "interleaved", "none"]
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_BESIDE = re.compile(r"\bvision_|\bmulti_modal_projector\b")  # towers of other senses have layers of their own
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 _NORMS = {
@@ -141,6 +142,8 @@ def role_of(family_name: str, name: str) -> tuple[str, int | None]:
 
     A family without a row here gives "other" with the layer read from the name.
     """
+    if _BESIDE.search(name):
+        return "other", None
     found = _LAYER.search(name)
     layer = int(found[1]) if found else None
     module, _, kind = _EXPERT.sub(".experts.", name).rpartition(".")

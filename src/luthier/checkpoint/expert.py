@@ -51,8 +51,8 @@ class Expert:
         if isinstance(change, Change):
             return change.stretch(base, start)
         if change.full is not None:
-            return change.full.reshape(-1)[start : start + count]
-        return base.float() + self._whole(name, change)[start : start + count]
+            base = change.full.reshape(-1)[start : start + count]
+        return base.float() + self._whole(name, change)[start : start + count] if change.a.numel() else base
 
     def read(self, name: str) -> Tensor:
         """The whole tensor with the change applied."""

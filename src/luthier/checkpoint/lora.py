@@ -35,7 +35,8 @@ _BEYOND = (
 class LowRank:
     """A change s·B·A of one matrix. a: (r, in).  b: (out, r).  transposed: the weight on disk is (in, out).
 
-    With `full` the adapter replaces the tensor whole (PEFT's modules_to_save), and a, b are empty.
+    full: the weight to start from instead of the base's: PEFT's modules_to_save (then a and b are empty),
+    or the copy of an embedding it keeps with its adapter.
     """
 
     a: Tensor
@@ -46,7 +47,7 @@ class LowRank:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        if self.full is not None:
+        if self.full is not None and not self.a.numel():
             return tuple(self.full.shape)
         rows, columns = self.b.shape[0], self.a.shape[1]
         return (columns, rows) if self.transposed else (rows, columns)
@@ -56,15 +57,14 @@ class LowRank:
         return self.a.nbytes + self.b.nbytes + (0 if self.full is None else self.full.nbytes)
 
     def delta(self) -> Tensor:
-        """The change, fp32, in the weight's own orientation."""
+        """The product alone, fp32, in the weight's own orientation."""
         product = (self.b.float() @ self.a.float()) * self.scale
         return product.T if self.transposed else product
 
     def onto(self, weight: Tensor) -> Tensor:
         """The weight with the change added in fp32, in the weight's dtype."""
-        if self.full is not None:
-            return self.full.to(weight)
-        return (weight.float() + self.delta().to(weight.device)).to(weight.dtype)
+        start = weight if self.full is None else self.full.to(weight.device)
+        return (start.float() + self.delta().to(weight.device)).to(weight.dtype) if self.a.numel() else start.to(weight)
 
     def norm(self) -> float:
         """Euclidean length of the change, from the small Gram matrices; nan where a tensor is replaced whole."""
@@ -92,7 +92,8 @@ def open_adapter(folder: Path) -> tuple[dict[str, LowRank], str, dict[str, Any]]
             key = found[3] + ("e" if found[2] else "")
             parts.setdefault(found[1] + ".weight", {})[key] = tensor
         else:
-            parts.setdefault(name.removeprefix(_PREFIX), {})["full"] = tensor
+            plain = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
+            parts.setdefault(plain, {})["full"] = tensor
     if not parts:
         raise LuthierError("holds not one tensor", where=str(file))
     changes = {name: _low_rank(name, found, config, file) for name, found in parts.items()}
@@ -129,7 +130,7 @@ def _load(file: Path) -> dict[str, Tensor]:
 
 
 def _low_rank(name: str, parts: Mapping[str, Tensor], config: Mapping[str, Any], file: Path) -> LowRank:
-    if "full" in parts:
+    if set(parts) == {"full"}:
         none = torch.empty(0, 0)
         return LowRank(none, none, 1.0, full=parts["full"])
     embedding = "Ae" in parts
@@ -139,7 +140,7 @@ def _low_rank(name: str, parts: Mapping[str, Tensor], config: Mapping[str, Any],
     rank, module = a.shape[0], name.removesuffix(".weight")
     alpha = _by_pattern(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return LowRank(a, b, scale, transposed=embedding or bool(config.get("fan_in_fan_out")))
+    return LowRank(a, b, scale, embedding or bool(config.get("fan_in_fan_out")), parts.get("full"))
 
 
 def _by_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
