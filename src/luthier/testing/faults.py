@@ -32,6 +32,11 @@ LITERALS = frozenset({"reduces_to", "departures", "roles", "slots", "needs", "__
 """Class attributes that say something about a method and do nothing."""
 
 
+GUARDS = frozenset({"strict", "allow_nan", "encoding", "weights_only"})
+"""Keywords that only guard against misuse."""
+TINY = 1e-3
+
+
 @dataclass(frozen=True)
 class Mutant:
     """One changed source: the line, what became of what, and the whole text."""
@@ -63,6 +68,8 @@ def _targets(node: ast.AST) -> Iterator[ast.AST]:
             continue
         if isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant):
             continue  # a docstring
+        if isinstance(child, ast.keyword) and child.arg in GUARDS:
+            continue
         if isinstance(child, ast.Assign) and any(getattr(t, "id", "") in LITERALS for t in child.targets):
             continue
         if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
@@ -90,7 +97,8 @@ def _changes(node: ast.AST) -> Iterator[ast.AST]:
     if isinstance(node, (ast.BinOp, ast.AugAssign)) and type(node.op) in OPERATORS:
         yield _with(node, op=OPERATORS[type(node.op)]())
     elif isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARISONS:
-        for op in COMPARISONS[type(node.ops[0])]:
+        several = COMPARISONS[type(node.ops[0])]
+        for op in several[1:] if len(several) > 1 and _is_tolerance(node) else several:  # no value lies on the edge
             yield _with(node, ops=[op(), *node.ops[1:]])
     elif isinstance(node, ast.BoolOp):
         yield _with(node, op=ast.Or() if isinstance(node.op, ast.And) else ast.And())
@@ -108,6 +116,13 @@ def _changes(node: ast.AST) -> Iterator[ast.AST]:
         yield ast.Pass()
 
 
+def _is_tolerance(node: ast.Compare) -> bool:
+    """Whether a threshold is a small constant such as 1e-8."""
+    return any(
+        isinstance(c, ast.Constant) and isinstance(c.value, float) and 0 < c.value < TINY for c in node.comparators
+    )
+
+
 def _constants(node: ast.Constant) -> Iterator[ast.AST]:
     value = node.value
     if isinstance(value, bool):
@@ -115,7 +130,7 @@ def _constants(node: ast.Constant) -> Iterator[ast.AST]:
     elif isinstance(value, int):
         yield ast.Constant(value + 1)
     elif isinstance(value, float):
-        yield ast.Constant(value * 1.25 if value else 1.0)
+        yield ast.Constant(1.0 if not value else value * 100 if abs(value) < TINY else value * 1.25)
 
 
 def _calls(node: ast.Call) -> Iterator[ast.AST]:
