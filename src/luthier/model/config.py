@@ -13,9 +13,6 @@ not named is `block.attention`, `block.dense`, `norm.rms`, the pre-norm layer an
 are kept with every field of their Part spelt out, so a saved model does not change when a default does.
 """
 
-from __future__ import annotations
-
-import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +21,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from luthier.errors import LuthierError, unknown
+from luthier.fields import coerce, thaw
 from luthier.shapes import Part
 
 SLOTS = ("mixer", "ffn", "norm", "linear", "head", "layer", "stack")
@@ -127,21 +125,24 @@ class LuthierConfig(PreTrainedConfig):
         return range(first, last + 1)
 
 
+OWN: dict[str, Any] = dict(LuthierConfig.__annotations__)
+"""The fields that are ours, with their types (so annotations of this file must not be postponed)."""
+
+
 def config_from(values: Mapping[str, Any]) -> LuthierConfig:
     """A configuration from a plain map, such as a recipe's `model: {new: ...}`.
 
     Raises LuthierError for a name that is no field, with the nearest, and for a value of another type.
     """
-    known = {f.name for f in dataclasses.fields(LuthierConfig)}
-    for name in values:
-        if name not in known:
+    checked = {}
+    for name, value in values.items():
+        if name not in OWN:
             raise unknown("model field", name, OWN, where="model")
+        try:
+            checked[name] = thaw(coerce(value, OWN[name]))
+        except LuthierError as fault:
+            raise fault.at(f"model.{name}") from None
     try:
-        return LuthierConfig(**values)
+        return LuthierConfig(**checked)
     except LuthierError as fault:
         raise fault.at("model") from None
-    except Exception as fault:  # huggingface_hub's own validation errors, which have no common base we may rely on
-        raise LuthierError(" ".join(str(fault).split()), where="model") from None
-
-
-OWN = tuple(LuthierConfig.__annotations__)

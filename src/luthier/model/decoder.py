@@ -19,6 +19,7 @@ from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from luthier.errors import LuthierError
 from luthier.kit.parts import Aux, Pass, aux_loss
 from luthier.model.config import LuthierConfig
 from luthier.model.spec import Spec
@@ -164,6 +165,10 @@ class LuthierForCausalLM(LuthierPreTrainedModel, GenerationMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = Spec(config).linear(config.hidden_size, config.vocab_size, slot="head")
         if config.tie_word_embeddings:
+            if not isinstance(self.lm_head, nn.Linear):
+                raise LuthierError(
+                    "a head of its own cannot be tied", where="slots.head", do="set tie_word_embeddings: false"
+                )
             self.lm_head.weight = self.model.embed_tokens.weight
         self._tied_weights_keys = self._find_ties()
         self.post_init()

@@ -24,7 +24,7 @@ PLAIN_CALL = ("linear", "head")
 
 
 def config(method: Any, slot: str) -> LuthierConfig:
-    return LuthierConfig(**SIZES, slots={slot: method.to_dict()})
+    return LuthierConfig(**SIZES, tie_word_embeddings=slot != "head", slots={slot: method.to_dict()})
 
 
 def decoder(method: Any, slot: str, seed: int = 0) -> LuthierForCausalLM:
@@ -87,8 +87,8 @@ def _llama() -> Any:
     from transformers import LlamaConfig
 
     keys = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
-    sizes: dict[str, Any] = {k: SIZES[k] for k in keys}
-    return LlamaConfig(**sizes, **{"attn_implementation": "sdpa"})
+    sizes: dict[str, Any] = {**{k: SIZES[k] for k in keys}, "attn_implementation": "sdpa"}
+    return LlamaConfig(**sizes)
 
 
 def _llama_attention(method: Any, given: Mapping[str, Any]) -> dict[str, Tensor]:
