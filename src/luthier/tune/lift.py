@@ -5,7 +5,7 @@ approximation of W; the mask is chosen anew every so many steps, and entries tha
 moments. State exists for selected entries only.
 
 Notable: the first mask is exact, from the Gram matrix of the short side, and is computed once for all
-steps of a run that start from the same weights. Later masks follow the moving matrix by one step of
+steps of a run that start from the same weights. Later masks follow the moving matrix by a few steps of
 subspace iteration from the last one's vectors (`refresh: exact` decomposes anew instead).
 Footguns: the mask is ill-conditioned where singular values near r are close: two decompositions that
 both fit well may share half of their masks, which is why nothing randomised is used here and why a
