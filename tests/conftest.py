@@ -11,3 +11,8 @@ for name, value in {
 import torch  # noqa: E402  (threads are counted when torch is imported)
 
 torch.set_num_threads(1)
+
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("suite", max_examples=50, deadline=None, derandomize=True)
+settings.load_profile("suite")

@@ -153,7 +153,7 @@ def _coerce_union(value: Any, kinds: tuple) -> Any:
             return coerce(value, kind)
         except LuthierError as fault:
             faults.append(fault)
-    raise next((f for f in faults if not f.what.startswith("expected")), None) or LuthierError(
+    raise next((f for f in faults if f.do or not f.what.startswith("expected")), None) or LuthierError(
         " or ".join(dict.fromkeys(f.what.removesuffix(f", got {value!r}") for f in faults)).replace(
             " or expected", " or"
         )

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import io
 import json
 import pickle
 import re
 from functools import partial
 from typing import Any
 
+from luthier import recipe_text
 from luthier.catalogue import Card, cards, find, load
 from luthier.errors import LuthierError
 from luthier.fields import hints
+from luthier.recipe import to_yaml
 from luthier.shapes import Method
 from luthier.testing import Check, must, shape_of
 from luthier.testing.reduction import reductions
@@ -101,8 +102,9 @@ def round_trip(entry: Card) -> None:
     for method in variants(find(entry.id)):
         plain = method.to_dict()
         must(set(plain["set"]) == {f.name for f in dataclasses.fields(method)}, "to_dict leaves fields out")
-        for name, text in (("JSON", json.dumps(plain, allow_nan=False)), ("YAML", _yaml(plain))):
-            read = json.loads(text) if name == "JSON" else _from_yaml(text)
+        by_json = json.loads(json.dumps(plain, allow_nan=False))
+        by_yaml = recipe_text.parse(to_yaml(plain)).value
+        for name, read in (("JSON", by_json), ("YAML", by_yaml)):
             must(Method.from_value(read) == method, f"{method} comes back from {name} as {Method.from_value(read)}")
 
 
@@ -130,17 +132,3 @@ def _refuses(action: Any, kind: type[Exception], says: str) -> Exception:
     except kind as fault:
         return fault
     raise AssertionError(says)
-
-
-def _yaml(value: Any) -> str:
-    from ruamel.yaml import YAML
-
-    out = io.StringIO()
-    YAML(typ="safe", pure=True).dump(value, out)
-    return out.getvalue()
-
-
-def _from_yaml(text: str) -> Any:
-    from ruamel.yaml import YAML
-
-    return YAML(typ="safe", pure=True).load(text)
