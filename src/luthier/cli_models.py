@@ -98,10 +98,10 @@ def _measure(args: argparse.Namespace, use: str, extra: Mapping[str, Any]) -> No
     data = {name: {"source": s, "split": _whole(s, args.items)} for name, s in names.items()}
     step = {"use": use, "models": args.models, "data": list(names), "dtype": args.dtype, **extra}
     value = {"luthier": 1, "seed": args.seed, "hardware": {"device": args.device}, "data": data}
-    marked = mark(value | {"steps": {"table": step}}, "command line")
+    marked = mark(value | {"steps": {"table": step}}, "luthier eval", dotted=False)
     for assignment in args.set:
         assign(marked, f"table.{assignment}")
-    recipe = parse(marked, "command line")
+    recipe = parse(marked, "eval")
     table = _looked(recipe, names, args.items)
     print(json.dumps(table.dicts(), indent=1) if args.json else "", end="\n" if args.json else "")
     if not args.json:
@@ -247,7 +247,7 @@ def _talker(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     from luthier.recipe_set import value_of
     from luthier.recipe_text import mark
 
-    marked = mark({}, "command line")
+    marked = mark({}, "luthier generate", dotted=False)
     known_method(marked, ("--use",), args.use, "Decode")
     fields = {}
     for assignment in args.set:

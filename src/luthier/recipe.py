@@ -21,6 +21,7 @@ Everything is checked here before anything starts. Paths are relative to the wor
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +29,17 @@ from typing import Any
 
 from luthier import recipe_check as check
 from luthier import recipe_steps
+from luthier.checkpoint.bundled import MODELS
 from luthier.errors import LuthierError, unknown
 from luthier.recipe_check import Hardware
+from luthier.recipe_grid import drafts
 from luthier.recipe_set import assign
-from luthier.recipe_steps import NAME, Step
+from luthier.recipe_steps import Step
 from luthier.recipe_text import Marked, mark, read
 
 VERSION = 1
 TOP = ("luthier", "seed", "hardware", "data", "steps")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 SHIPPED = Path(__file__).parent / "recipes"
 
 
@@ -119,10 +123,10 @@ def parse(marked: Marked, name: str) -> Recipe:
     bodies = _named(marked, top, "steps")
     if not bodies:
         raise LuthierError("there are no steps", where=marked.where("steps"), do="write steps: {NAME: {use: ID}}")
-    taken = next((n for n in bodies if n in recipe_steps.MODELS), None)
+    taken = next((n for n in bodies if n in MODELS), None)
     if taken:
         raise LuthierError(f"{taken!r} is a bundled model", where=marked.where("steps", taken), do="rename the step")
-    steps = recipe_steps.build(marked, recipe_steps.drafts(marked, bodies), data, seed)
+    steps = recipe_steps.build(marked, drafts(marked, bodies), data, seed)
     return Recipe(name, seed, hardware, data, steps, marked)
 
 

@@ -183,9 +183,9 @@ def at_data(marked: Marked, name: str) -> Iterator[None]:
     try:
         yield
     except LuthierError as fault:
-        path = tuple((fault.where or "").replace(":", " ").split(" ")[0].split(".")) if fault.where else ()
-        place = marked.where(*path) if path[:2] == ("data", name) else marked.where("data", name)
-        raise LuthierError(fault.what, where=f"{place}: {fault.where or name}", do=fault.do) from None
+        said = (fault.where or "").removeprefix(f"data.{name}").lstrip(".: ")  # such as "split.test"
+        place = marked.where("data", name, *re.split(r"[.:\s]+", said))
+        raise LuthierError(fault.what, where=f"{place}: {said or name}", do=fault.do) from None
 
 
 def new_sizes(marked: Marked, path: tuple, value: Any) -> dict[str, Any]:

@@ -93,8 +93,10 @@ class Inputs:
                 continue
             if isinstance(value, Mapping):
                 tokenizer: Any = value["tokenizer"]
-                of = "data" if isinstance(tokenizer, Mapping) else "model"
-                made[role] = self._named(tokenizer["train"] if of == "data" else tokenizer, of, step)
+                if isinstance(tokenizer, Mapping):
+                    made[role] = self._named(tokenizer["train"], "data", step)
+                else:
+                    made[role] = self._named(str(tokenizer), "model", step)
             elif isinstance(value, tuple):
                 made[role] = [self._named(name, kind, step) for name in value]
             else:

@@ -157,7 +157,7 @@ class _Planning:
                 raise LuthierError(f"data {name!r} has no training items", do="give its split a train count")
         if size is None:
             return {}
-        spec = step.train
+        spec: Any = step.train
         length = statistics.fmean(self._length(n, spec.max_length) for n in step.roles["data"])
         items = sum(len(self.inputs.data[n].train) for n in step.roles["data"])
         steps = spec.planned(items)

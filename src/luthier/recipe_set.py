@@ -70,7 +70,9 @@ def _step_path(body: Any, rest: list[str], label: str) -> tuple[str, ...]:
     if rest[0] in check.roles_of(card):
         return tuple(rest)
     fields = [f.name for f in card.fields]
-    training = list(check.train_fields()) if card.shape == "Tune" else []
+    tune = card.shape == "Tune"
+    training = list(check.train_fields()) if tune else []
+    keys = [k for k in STEP_KEYS if tune or k not in ("train", "objective", "optim")]
     name = rest[0]
     if name in fields and name in training:
         raise LuthierError(
@@ -80,4 +82,4 @@ def _step_path(body: Any, rest: list[str], label: str) -> tuple[str, ...]:
         return ("set", *rest)
     if name in training:
         return ("train", *rest)
-    raise unknown(f"key of {use}", name, [*fields, *training, *check.roles_of(card), *STEP_KEYS], where=label)
+    raise unknown(f"key of {use}", name, [*fields, *training, *check.roles_of(card), *keys], where=label)

@@ -30,6 +30,8 @@ class Marked:
     value: Any
     name: str = "recipe"
     lines: dict[Key, int | str] = field(default_factory=dict)
+    dotted: bool = True
+    """whether the path is worth naming where there is no line"""
 
     def where(self, *path: Any) -> str:
         """`file:line` of the path or of its nearest marked parent; the dotted path where there is no file."""
@@ -39,7 +41,7 @@ class Marked:
                 return line
             if line is not None:
                 return f"{self.name}:{line}"
-        return ".".join([self.name, *map(str, path)])
+        return ".".join([self.name, *map(str, path)]) if self.dotted else self.name
 
 
 def read(path: Path) -> Marked:
@@ -79,7 +81,7 @@ def parse(text: str, name: str = "recipe") -> Marked:
     return marked
 
 
-def mark(value: Any, name: str = "recipe") -> Marked:
+def mark(value: Any, name: str = "recipe", dotted: bool = True) -> Marked:
     """Values that come from Python, copied; errors name the dotted path."""
 
     def copy(v: Any) -> Any:
@@ -89,7 +91,7 @@ def mark(value: Any, name: str = "recipe") -> Marked:
             return [copy(x) for x in v]
         return v.to_dict() if hasattr(v, "to_dict") else str(v) if isinstance(v, Path) else v
 
-    return Marked(copy(value), name)
+    return Marked(copy(value), name, dotted=dotted)
 
 
 class _Builder:
