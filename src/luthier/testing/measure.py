@@ -15,13 +15,14 @@ from torch import nn
 from luthier.catalogue import Card, find
 from luthier.flows import Table
 from luthier.kit.context import Context
-from luthier.kit.encode import collate, encode
+from luthier.kit.encode import collate, encode, prompt_ids
 from luthier.testing import Check, must, tiny
 from luthier.testing.reduction import distance
 from luthier.testing.variants import variants
 
 BETTER = {"nll": -1, "perplexity": -1, "accuracy": 1}
 """Which way a known metric improves; of another one only a difference is asked for."""
+LENGTH = 4
 CPU_SECONDS = 20.0
 
 
@@ -36,7 +37,7 @@ def quick(cls: Any) -> list[Any]:
 
 
 def _short(method: Any) -> Any:
-    return method.replace(max_new_tokens=4) if hasattr(method, "max_new_tokens") else method
+    return method.replace(max_new_tokens=LENGTH) if hasattr(method, "max_new_tokens") else method
 
 
 def data() -> tiny.TinyData:
@@ -75,14 +76,17 @@ def measure(method: Any, *names: str, seed: int = 0) -> Table:
 
 def outcome(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """{"model column values": number} of the tiny models. given: {"models": how many}."""
-    names = ("base", "good", "twin")[: given.get("models", 2)]
-    return numbers(measure(_short(method), *names))
+    return numbers(measure(_short(method), *_named(given)))
+
+
+def _named(given: Mapping[str, Any]) -> tuple[str, ...]:
+    return ("base", "good", "twin")[: given.get("models", 2)]
 
 
 def _loss(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """transformers' own loss of each item's answer, one item a batch."""
     found: dict[str, Any] = {}
-    for one in subjects(*("base", "good", "twin")[: given.get("models", 2)]):
+    for one in subjects(*_named(given)):
         for item in data().test:
             row = encode(item, one.tokenizer)
             with torch.no_grad():
@@ -92,7 +96,38 @@ def _loss(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-PEERS: dict[str, Any] = {"transformers.loss": _loss}
+def _greedy(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers' own greedy generation answers, one prompt a batch, scored by the data."""
+    found: dict[str, Any] = {}
+    for one in subjects(*_named(given)):
+        for item in data().test:
+            ids = torch.tensor([prompt_ids(item, one.tokenizer)])
+            made = one.model.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=LENGTH, pad_token_id=0
+            )[0, ids.shape[1] :]
+            right = data().score(item, one.tokenizer.decode(made, skip_special_tokens=True)) == 1
+            words = f"{one.name}/{data().name}/{item.id}/accuracy"
+            found |= {f"{words}/value": float(right), f"{words}/tokens": len(made)}
+    return found
+
+
+def _means(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Means over the items of what the method's own measures say of one model; losses weigh by tokens."""
+    found: dict[str, Any] = {}
+    for inner in method.measures:
+        rows = measure(inner, "base").dicts()
+        weights = [row["tokens"] if row["metric"] == "nll" else 1 for row in rows]
+        mean = math.fsum(row["value"] * w for row, w in zip(rows, weights, strict=True)) / sum(weights)
+        words = f"base/{data().name}/{rows[0]['metric']}/base"
+        found |= {f"{words}/mean": mean, f"{words}/n": len(rows)}
+    return found
+
+
+PEERS: dict[str, Any] = {
+    "transformers.loss": _loss,
+    "transformers.greedy": _greedy,
+    "means of its measures": _means,
+}
 
 
 def numbers(table: Table, but: tuple[str, ...] = ()) -> dict[str, Any]:
