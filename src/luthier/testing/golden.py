@@ -28,8 +28,7 @@ def run(id_: str) -> Outcome | None:
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(file_of(id_))],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("E  ", "FAILED", "ERROR"))]
-    fault = (
-        "" if done.returncode == 0 else " ".join((lines or done.stdout.splitlines() or ["pytest failed"])[-1].split())
-    )
-    return Outcome("golden", done.returncode == 0, time.perf_counter() - began, fault)
+    lines = done.stdout.splitlines() or [f"pytest ended with {done.returncode}"]
+    last = next((line[1:] for line in lines if line.startswith("E  ")), lines[-1])
+    passed = done.returncode == 0
+    return Outcome("golden", passed, time.perf_counter() - began, "" if passed else " ".join(last.split()))
