@@ -153,7 +153,8 @@ class Part(Method, ABC, shape=True):
         spec (`model.spec.Spec`): `spec.config` the sizes, `spec.layer` the layer's index, `spec.slot`
         the slot's name, `spec.part(slot)` builds the Part of a nested slot, `spec.shared(key, make)`
         gives a module that several layers share. aux maps "loss/NAME" to scalars that are added to
-        the loss once, and "metric/NAME" to detached values for the log.
+        the loss once, and "metric/NAME" to detached values for the log. A linear or a head stands in
+        for nn.Linear: it is called with x alone and gives y alone.
         """
 
 
