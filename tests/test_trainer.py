@@ -18,6 +18,7 @@ from luthier.errors import LuthierError
 from luthier.flows import Loss, Remap
 from luthier.kit.context import Context
 from luthier.kit.encode import collate, encode
+from luthier.model.build import build_model
 from luthier.objective.next_token import NextToken
 from luthier.optim.adamw import AdamW
 from luthier.shapes import Objective, Optim
@@ -391,6 +392,28 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, tune):
     resumed = once(tmp_path / "b")
     assert same_bytes(resumed, whole)
     assert untimed(resumed.history) == untimed(whole.history)
+
+
+def moe():
+    """A tiny mixture of experts of ours whose router biases move after each step."""
+    part = {"use": "block.moe", "set": {"experts": 4, "bias_rate": 0.05}}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    return build_model({"vocab_size": tiny.VOCAB, **sizes, "slots": {"ffn": part}}, seed=2)
+
+
+def biases(result) -> list[torch.Tensor]:
+    return [b for name, b in result.model.named_buffers() if name.endswith("e_score_correction_bias")]
+
+
+def test_expert_balance_is_trained_and_resumed(tmp_path):
+    """The router's biases are no leaves: the trainer moves them after each step and saves them."""
+    whole = fit(tmp_path / "a", model=moe(), steps=5)  # odd numbers: steps up and down may cancel
+    assert "aux" in whole.history[0]["terms"]
+    assert len(biases(whole)) == 2 and all(b.abs().max() > 0.04 for b in biases(whole))
+    fit(tmp_path / "b", model=moe(), steps=5, save_every=3)
+    resumed = fit(tmp_path / "b", model=moe(), steps=5)
+    assert same_bytes(whole, resumed)
+    assert all(torch.equal(a, b) for a, b in zip(biases(whole), biases(resumed), strict=True))
 
 
 def test_saves_of_other_settings_are_refused(tmp_path):

@@ -56,7 +56,7 @@ def ranked(tmp_path_factory) -> Path:
     return run("ranks", tmp_path_factory.mktemp("ranks"))
 
 
-@pytest.mark.parametrize("case", ["full", "full adam", "random", "lift", "odd"])
+@pytest.mark.parametrize("case", ["full", "full adam", "random", "lift", "odd", "moe"])
 def test_two_processes_are_one_on_the_same_global_batch(ranked, case):
     assert (ranked / f"{case}-0.out").read_bytes() == (ranked / f"{case}-1.out").read_bytes()
     assert gap(ranked / f"{case}-0.out", ranked / f"{case}-alone.out") < 2e-6

@@ -27,6 +27,7 @@ from luthier.engine.trainer import Interrupted, TrainSpec, train
 from luthier.errors import LuthierError
 from luthier.flows import Loss
 from luthier.kit.context import Context
+from luthier.model.build import build_model
 from luthier.objective.next_token import NextToken
 from luthier.optim.adamw import AdamW
 from luthier.shapes import Objective, Optim, Tune
@@ -59,7 +60,8 @@ def ended(pid: int) -> int:
 def keep(result, out: Path) -> None:
     """Everything a training has learned, in one file."""
     history = [{k: v for k, v in entry.items() if k != "seconds"} for entry in result.history]
-    tensors = {name: p.detach().contiguous() for name, p in result.model.named_parameters()}
+    model = result.model
+    tensors = {name: p.detach().contiguous() for name, p in [*model.named_parameters(), *model.named_buffers()]}
     save_file(tensors, out, {"history": json.dumps(history)})
 
 
@@ -215,11 +217,16 @@ CASES: dict[str, tuple[Tune, Objective, Optim]] = {
     "random": (Random(share=0.05, every=2), NextToken(), SGD()),
     "lift": (Lift(share=0.05, every=2, rank=2), NextToken(), AdamW(eps=1e-4)),
     "odd": (Full(), Odd(), SGD()),
+    "moe": (Full(), NextToken(), SGD()),
 }
 
 
-def model_for(rank: int):
+def model_for(case: str, rank: int):
     """The first process has the right weights; the others must be given them."""
+    if case == "moe":  # balanced by a bias only, as losses over micro-batches differ by their size
+        part = {"use": "block.moe", "set": {"experts": 4, "bias_rate": 0.05, "balance_weight": 0.0}}
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+        return build_model({"vocab_size": tiny.VOCAB, **sizes, "slots": {"ffn": part}}, seed=rank)
     model = tiny.llama(rank)
     model.odd, model.never = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))
     return model
@@ -230,7 +237,7 @@ def fit(case: str, folder: Path, rank: int, watch=None, objective=None, **more):
     spec = TrainSpec.of({"steps": 5, "batch": 2, "accumulate": 2, "lr": 0.05} | more)
     methods = (tune, objective or usual, optim)
     ctx = Context(seed=1, watch=watch)
-    return train(model_for(rank), TOKENIZER, tiny.text_data(), *methods, spec, ctx, folder)
+    return train(model_for(case, rank), TOKENIZER, tiny.text_data(), *methods, spec, ctx, folder)
 
 
 def count_what_is_sent() -> None:

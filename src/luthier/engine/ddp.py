@@ -1,4 +1,4 @@
-"""The processes of a run, started by torchrun or `accelerate launch`: who is who, and sums over all.
+"""The processes of a run, started by torchrun (on GPUs also `accelerate launch`): who is who, and sums over all.
 
 Data parallel, and over the leaves of a Tuned only. torch's DistributedDataParallel wants the dense
 gradient of every parameter to stand when a backward pass ends; a Tuned that trains selected entries
