@@ -51,8 +51,8 @@ def summary(folder: Path) -> Summary:
     records = tuple(done.values())
     tables = [_table(folder, r) for r in records if "table" in r.artefacts]
     measures = tuple(row for table in tables for row in table.dicts())
-    against_base = [m for m in measures if m.get("reference")]
-    columns, rows = _rows(against_base or list(measures), done)
+    paired = [m for m in measures if "against" in m]
+    columns, rows = _rows(paired or list(measures), done)
     histories = {
         step: json.loads((folder / r.artefacts["history"]).read_text())
         for step, r in done.items() if "history" in r.artefacts
@@ -136,7 +136,7 @@ def build(folder: Path) -> Path:
     from luthier import report_figures as draw
 
     s = summary(folder)
-    paired = [m for m in s.measures if m.get("reference") and m["model"] != m["against"]]
+    paired = [m for m in s.measures if m.get("low") is not None and m.get("high") is not None]
     figures = []
     if s.histories:
         figures.append(("Training", "Each line is one training; strong lines are smoothed.", draw.curves(s.histories)))
