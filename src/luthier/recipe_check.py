@@ -93,7 +93,9 @@ def known_method(marked: Marked, path: tuple, use: Any, shape: str | None = None
     card = cards[use]
     if shape and card.shape != shape:
         fits = ", ".join(c.id for c in cards.values() if c.shape == shape)
-        raise LuthierError(f"{use} is a {card.shape}, not a {shape}", where=marked.where(*path), do=f"one of: {fits}")
+        raise LuthierError(
+            f"{use} is of shape {card.shape}, not {shape}", where=marked.where(*path), do=f"one of: {fits}"
+        )
     return card
 
 
@@ -109,12 +111,19 @@ def _known_fields(marked: Marked, path: tuple, card: catalogue.Card, values: Map
 
 
 def placed(fault: LuthierError, marked: Marked, path: tuple, values: Mapping[str, Any]) -> LuthierError:
-    """The fault at the line of the field it names, or of the whole map."""
-    said = re.split(r"[.:\s]+", fault.where or "")
-    name = next((n for n in values if n in said), None)
-    if name is None:  # a fault of the whole record may name its field in words
-        name = next((n for n in values if re.search(rf"\b{re.escape(n)}\b", fault.what)), None)
-    where = marked.where(*path, name) if name else marked.where(*path)
+    """The fault at the line of the field it names, however deep, or of the whole map."""
+    said = {*re.split(r"[.:\s]+", fault.where or ""), *re.findall(r"'([^']+)'", fault.what)}
+    if not said & set(values):  # a fault of the whole record names its fields in plain words
+        said |= set(re.findall(r"\w+", fault.what))
+    here, node = [*path], values
+    while isinstance(node, Mapping):
+        inner = node.get("set")
+        through = "set" if isinstance(inner, Mapping) and said & set(inner) else None
+        name = next((n for n in node if n in said), through)
+        if name is None:
+            break
+        here, node = [*here, name], node[name]
+    where = marked.where(*here)
     return LuthierError(fault.what, where=f"{where}: {fault.where}" if fault.where else where, do=fault.do)
 
 

@@ -40,7 +40,7 @@ def drafts(marked: Marked, bodies: Mapping[str, Any]) -> list[Draft]:
         if card.shape not in SHAPES:
             do = "name it inside a step" if card.shape != "Part" else "name it in model: {new: {slots: ...}}"
             where = marked.where("steps", name, "use")
-            raise LuthierError(f"{card.id} is a {card.shape}, which is no step of its own", where=where, do=do)
+            raise LuthierError(f"{card.id} is of shape {card.shape}, which is no step of its own", where=where, do=do)
         for vary, one in _grid(marked, name, body):
             suffix = ",".join(f"{k}={re.sub('[^A-Za-z0-9.+_-]', '_', str(v))}" for k, v in vary.items())
             found.append(Draft(f"{name}@{suffix}" if suffix else name, name, vary, one, card))

@@ -92,8 +92,8 @@ class Plan:
     def must_work(self) -> None:
         """LuthierError with the first thing that cannot work."""
         if self.problems:
-            more = f"{len(self.problems) - 1} more: luthier plan shows them" if len(self.problems) > 1 else None
-            raise LuthierError(self.problems[0], do=more)
+            first, *rest = self.problems
+            raise LuthierError(first, do=f"{len(rest)} more: luthier plan shows them" if rest else None)
 
 
 def plan(recipe: Recipe, inputs: Any) -> Plan:
@@ -119,17 +119,16 @@ class _Planning:
         return Plan(steps, data, str(self.inputs.device), free, _free_memory(), tuple(self.problems))
 
     def _data(self, name: str) -> PlannedData:
-        data = self.inputs.data[name]
+        data, source = self.inputs.data[name], self.recipe.data[name]["source"]
         try:
             leaked = data.overlap()
-            sizes = len(data.train), len(data.test)
         except LuthierError as fault:
             self.problems.append(str(fault.at(self.recipe.marked.where("data", name))))
-            return PlannedData(name, self.recipe.data[name]["source"], 0, 0, 0)
+            return PlannedData(name, source, 0, 0, 0)
         if leaked:
             where = self.recipe.marked.where("data", name)
             self.problems.append(f"{where}: {leaked} test items of {name!r} are also in train")
-        return PlannedData(name, self.recipe.data[name]["source"], sizes[0], sizes[1], leaked)
+        return PlannedData(name, source, len(data.train), len(data.test), leaked)
 
     def _step(self, step: Step) -> PlannedStep:
         waits = any(name in self.pending for name in self.recipe.needs(step))

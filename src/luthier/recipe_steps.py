@@ -126,7 +126,7 @@ def _known_keys(marked: Marked, draft: Draft, roles: Mapping[str, check.Role]) -
         if draft.card.shape == "Tune" and key in check.train_fields():
             raise LuthierError(f"{key!r} belongs under train", where=where, do=f"write train: {{{key}: ...}}")
         if key in TRAINING:
-            raise LuthierError(f"{draft.card.id} is a {draft.card.shape}, which does not train", where=where,
+            raise LuthierError(f"{draft.card.id} is of shape {draft.card.shape}, which does not train", where=where,
                                do=f"remove {key!r}")  # fmt: skip
         raise unknown(f"key of a {draft.card.id} step", key, known, where=where)
 
