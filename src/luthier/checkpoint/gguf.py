@@ -2,7 +2,9 @@
 
 For the architecture `llama` (Llama, Mistral, SmolLM and others of that build). A GGUF keeps the rows of
 the query and key matrices in the order of interleaved rotary pairs; Hugging Face's classes turn halves, so
-the rows are put back. What a file asks for beyond that is refused by name.
+the rows are put back. What a file asks for beyond that is refused by name. The tokenizer splits text as
+the file says: transformers 5.23, reading a GGUF itself, does not set SmolLM's digits apart, and then
+"  12" becomes other tokens than the model was trained on.
 """
 
 from __future__ import annotations
@@ -83,7 +85,8 @@ def _config(file: GgufFile) -> dict[str, Any]:
         raise LuthierError("scales its rotary frequencies, which is not read from GGUF", where=str(file.path))
     heads, hidden = _number(file, "attention.head_count"), _number(file, "embedding_length")
     theta = _shortest(keys.get("llama.rope.freq_base", 10000.0))
-    ids = {f"{word}_token_id": keys.get(f"tokenizer.ggml.{long}_token_id") for word, long in _TOKEN_KEYS.items()}
+    long = {word: _TOKEN_KEYS[word] for word in ("bos", "eos", "pad")}
+    ids = {f"{word}_token_id": keys.get(f"tokenizer.ggml.{key}_token_id") for word, key in long.items()}
     return {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
         "attention_bias": False, "mlp_bias": False, "attention_dropout": 0.0, "initializer_range": 0.02,
