@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, unknown
 
 
 def options_merge(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +81,10 @@ def options_compare(parser: argparse.ArgumentParser) -> None:
 def do_compare(args: argparse.Namespace) -> None:
     if len(args.models) < 2:
         raise LuthierError("compare takes two models or more", do="luthier eval measures one")
-    _measure(args, "eval.compare", {"paired_to": args.paired_to or args.models[0]})
+    pair = args.paired_to or args.models[0]
+    if pair not in args.models:
+        raise unknown("model", pair, args.models, where="--paired-to")
+    _measure(args, "eval.compare", {"paired_to": pair})
 
 
 def _measure(args: argparse.Namespace, use: str, extra: Mapping[str, Any]) -> None:
@@ -98,7 +101,7 @@ def _measure(args: argparse.Namespace, use: str, extra: Mapping[str, Any]) -> No
     data = {name: {"source": s, "split": _whole(s, args.items)} for name, s in names.items()}
     step = {"use": use, "models": args.models, "data": list(names), "dtype": args.dtype, **extra}
     value = {"luthier": 1, "seed": args.seed, "hardware": {"device": args.device}, "data": data}
-    marked = mark(value | {"steps": {"table": step}}, "luthier eval", dotted=False)
+    marked = mark(value | {"steps": {"table": step}}, "command line", dotted=False)
     for assignment in args.set:
         assign(marked, f"table.{assignment}")
     recipe = parse(marked, "eval")
@@ -241,13 +244,12 @@ def _talker(args: argparse.Namespace) -> tuple[Any, Any, Any]:
     from luthier.cli_run import quiet
     from luthier.engine import runner
     from luthier.engine.subject import Subject_
-    from luthier.errors import unknown
     from luthier.kit.context import Context
     from luthier.recipe_check import DTYPES, known_method, method
     from luthier.recipe_set import value_of
     from luthier.recipe_text import mark
 
-    marked = mark({}, "luthier generate", dotted=False)
+    marked = mark({}, "command line", dotted=False)
     known_method(marked, ("--use",), args.use, "Decode")
     fields = {}
     for assignment in args.set:
@@ -274,7 +276,8 @@ def bar(what: str) -> Any:
 
     @contextmanager
     def drawn() -> Any:
-        with Progress(console=Console(stderr=True), transient=True) as bars:
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
             task = bars.add_task(what, total=None)
 
             def watch(event: Mapping[str, Any]) -> None:

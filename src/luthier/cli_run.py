@@ -131,7 +131,8 @@ class Watcher:
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         columns = (*columns, TextColumn("{task.fields[note]}"))
-        self.console, self.bars = console, Progress(*columns, console=console, transient=True)
+        self.console = console
+        self.bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.task: Any = None
         self.said = 0.0
 

@@ -72,7 +72,9 @@ def _outside(marked: Marked, path: tuple, word: str, every: list[Draft]) -> str:
         return word
     if "/" in word or word.startswith((".", "~")):
         raise LuthierError(f"no such folder: {word}", where=marked.where(*path))
-    raise unknown("model or step", word, {*MODELS, *(d.base for d in every)}, where=marked.where(*path))
+    steps = {d.base for d in every if d.card.shape in ("Tune", "Transform")}
+    beside = {p.parent.name for p in Path().glob("*/config.json")}
+    raise unknown("model or step", word, {*MODELS, *steps, *beside}, where=marked.where(*path))
 
 
 def new_model(marked: Marked, path: tuple, value: Mapping, draft: Draft, every: list[Draft], data: Mapping) -> dict:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from luthier.checkpoint.writer import save_model, write_folder
 from luthier.engine import saved
 from luthier.engine.spec import TrainSpec
 from luthier.engine.subject import Subject_, load
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, unknown
 from luthier.flows import Data, Table, Trace
 from luthier.kit.context import Context
 from luthier.shapes import Decode, Measure, Method, Objective, Optim, Transform, Tune
@@ -190,6 +191,8 @@ def device_of(word: str) -> torch.device:
     """The device a recipe names; `auto` takes an accelerator if there is one."""
     if word == "auto":
         word = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if not re.fullmatch(r"(cpu|mps|cuda)(:\d+)?", word):
+        raise unknown("device", word, ("auto", "cpu", "cuda", "cuda:0", "mps"))
     device = torch.device(word)
     there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(device.type, lambda: True)()
     if not there or (device.index or 0) >= max(1, torch.cuda.device_count() if device.type == "cuda" else 1):

@@ -1,0 +1,243 @@
+"""The command line: light where it must be, one line for every error, exit codes that mean something."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from luthier import catalogue
+from luthier.cli import VERBS, main
+from luthier.testing import tiny
+
+LINES = "".join(f"the {i} quick brown foxes jump over {7 * i} lazy dogs\n" for i in range(120))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    base = tiny.checkpoint(folder / "base")
+    tiny.expert_of(base, 1, folder / "one")
+    (folder / "book.txt").write_text(LINES)
+    (folder / "r.yaml").write_text(
+        "luthier: 1\n"
+        f"data: {{book: {{source: 'text:{folder}/book.txt', split: {{by: window, test: 0.3}}, set: {{chars: 100}}}}}}\n"
+        "steps:\n"
+        f"  a: {{use: tune.full, model: {base}, data: book, train: {{steps: 2, batch: 2, max_length: 32}}}}\n"
+        f"  t: {{use: eval.compare, models: [{base}, a], data: book, set: {{resamples: 100}}}}\n"
+    )
+    (folder / "merge.yaml").write_text(
+        f"luthier: 1\nsteps:\n  m: {{use: merge.linear, experts: [{base}, {folder}/one]}}\n"
+    )
+    return folder
+
+
+def said(capsys, *words):
+    code = main(words)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.mark.parametrize("words", [["list"], ["show", "merge.ties"], ["plan", "--help"], ["run", "--help"], ["--help"]])
+def test_light_commands_import_nothing_heavy(words):
+    code = (
+        "import sys\nfrom luthier.cli import main\n"
+        f"try:\n    main({words!r})\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'rich', 'ruamel.yaml', 'jinja2'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_list_names_every_method(capsys):
+    code, out, _ = said(capsys, "list")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == list(catalogue.cards())
+
+
+@pytest.mark.parametrize(
+    ("words", "ids"),
+    [
+        (["--stage", "merge"], {"merge.linear", "merge.task_arithmetic", "merge.ties"}),
+        (["--shape", "optim"], {"optim.adamw"}),
+        (["elect", "sign"], {"merge.ties"}),
+        (["2306.01708"], {"merge.ties"}),
+        (["--stage", "merge", "task"], {"merge.task_arithmetic"}),
+    ],
+)
+def test_list_filters(capsys, words, ids):
+    _, out, _ = said(capsys, "list", *words)
+    assert {line.split()[0] for line in out.splitlines()} >= ids
+    assert all(line.split()[0].startswith(tuple({i.split(".")[0] for i in ids})) for line in out.splitlines())
+    _, out, _ = said(capsys, "list", *words, "--json")
+    assert {card["id"] for card in json.loads(out)} >= ids
+
+
+def test_show_tells_what_the_card_holds(capsys):
+    code, out, _ = said(capsys, "show", "merge.ties")
+    assert code == 0
+    for word in (
+        "arXiv 2306.01708",
+        "density: Unit = 0.2",
+        "base, experts (a list)",
+        "merge.task_arithmetic at",
+        "mergekit",
+    ):
+        assert word in " ".join(out.split())
+    _, out, _ = said(capsys, "show", "merge.ties", "--json")
+    assert json.loads(out)["id"] == "merge.ties"
+
+
+def test_every_method_can_be_shown(capsys):
+    for id_ in catalogue.cards():
+        code, out, _ = said(capsys, "show", id_)
+        assert code == 0 and id_ in out
+
+
+WRONG = [
+    (["lst"], "unknown command 'lst'; did you mean 'list'?"),
+    (["--verison"], "did you mean '--version'?"),
+    (["list", "--jsn"], "did you mean '--json'?"),
+    (["list", "--stage", "tun"], "did you mean 'tune'?"),
+    (["list", "--shape", "Tunes"], "did you mean 'Tune'?"),
+    (["list", "zebra"], "no method matches 'zebra'"),
+    (["show"], "required: id"),
+    (["show", "ties"], "did you mean 'merge.ties'?"),
+    (["show", "merge.ties", "extra"], "unexpected 'extra'"),
+    (["plan"], "required: recipe"),
+    (["plan", "quickstrt"], "did you mean 'quickstart'?"),
+    (["run", "r.yaml", "--st", "a.steps=1"], "did you mean '--set'?"),
+    (["run", "r.yaml", "--set", "a.stps=1"], "did you mean 'steps'?"),
+    (["run", "r.yaml", "--set", "b.steps=1"], "unknown step 'b'"),
+    (["run", "r.yaml", "--set"], "expected one argument"),
+    (["report", "nothing"], "unknown run 'nothing'"),
+    (["merge", "merge.yaml"], "required: out"),
+    (["merge", "merg.yaml", "out"], "unknown recipe 'merg.yaml'"),
+    (["merge", "r.yaml", "out"], "luthier run r.yaml"),
+    (["merge", "merge.yaml", "out", "--set", "m.weigts=[1, 2]"], "did you mean 'weights'?"),
+    (["eval", "base"], "required: --data"),
+    (["eval", "bse", "--data", "book.txt"], "did you mean 'base'?"),
+    (["eval", "base", "--data", "bok.txt"], "did you mean 'book.txt'?"),
+    (["eval", "base", "--data", "gum:countdown"], "did you mean 'gym'?"),
+    (["eval", "base", "--data", "book.txt", "--items", "0"], "whole number from 1"),
+    (["eval", "base", "--data", "book.txt", "--use", "eval.perplexty"], "did you mean 'eval.perplexity'?"),
+    (["eval", "base", "--data", "book.txt", "--set", "levl=0.9"], "did you mean 'level'?"),
+    (["eval", "base", "--data", "book.txt", "--dtype", "fp23"], "did you mean 'fp32'?"),
+    (["compare", "base", "--data", "book.txt"], "two models or more"),
+    (["compare", "base", "one", "--data", "book.txt", "--paired-to", "onee"], "did you mean 'one'?"),
+    (["generate", "base"], "required: prompts"),
+    (["generate", "bse", "hello"], "did you mean 'base'?"),
+    (["generate", "base", "hello", "--set", "temprature=1"], "did you mean 'temperature'?"),
+    (["generate", "base", "hello", "--set", "temperature=-1"], "-1.0 is out of range"),
+    (["generate", "base", "hello", "--use", "eval.compare"], "is of shape Measure, not Decode"),
+    (["chat", "base", "--device", "gpu"], "unknown device 'gpu'"),
+    (["test", "merge.tie"], "did you mean 'merge.ties'?"),
+    (["reproduce"], "name a method, or --all"),
+    (["reproduce", "merge.tie"], "unknown claim 'merge.tie'"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), WRONG, ids=[" ".join(w) for w, _ in WRONG])
+def test_wrong_command_lines_get_one_line_and_code_2(home, monkeypatch, capsys, words, says):
+    monkeypatch.chdir(home)
+    code, out, err = said(capsys, *words)
+    assert code == 2
+    assert err.startswith("luthier: ") and err.count("\n") == 1
+    assert says in err
+    assert out == "" and "Traceback" not in err
+    assert not (home / "out").exists()
+
+
+def test_debug_gives_the_traceback(capsys):
+    from luthier.errors import LuthierError
+
+    with pytest.raises(LuthierError):
+        main(["--debug", "show", "ties"])
+
+
+def test_plan_runs_nothing_and_says_what_it_takes(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    code, out, _ = said(capsys, "plan", "r.yaml")
+    assert code == 0
+    for word in ("tune.full", "33.2k", "leaked test items 0", "of disk"):
+        assert word in out
+    assert not list(home.glob("runs/*/steps"))
+    code, out, _ = said(capsys, "plan", "r.yaml", "--json", "--set", "a.steps=3")
+    plan = json.loads(out)
+    assert [s["name"] for s in plan["steps"]] == ["a", "t"] and plan["leaked"] == 0
+
+
+def test_plan_says_what_cannot_work(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    code, out, _ = said(capsys, "plan", "r.yaml", "--set", "data.book.split.train=0")
+    assert code == 2 and "cannot work: r.yaml:4 (step a): data 'book' has no training items" in out
+
+
+def test_run_plans_runs_and_reports(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    code, out, _ = said(capsys, "run", "r.yaml")
+    assert code == 0
+    places = [out.index(word) for word in ("Plan", "a: tune.full", "✓ a", "✓ t", "Results", "Report: ", "Next:")]
+    assert places == sorted(places)
+    assert out.split("Next:")[1].count("  luthier ") == 2
+    assert (home / "runs" / "r" / "report.html").exists()
+    assert (home / "runs" / "r" / "steps" / "a" / "config.json").exists()
+    code, out, _ = said(capsys, "run", "runs/r", "--no-report")
+    assert code == 0 and out.count("done before, kept") == 2
+    code, out, _ = said(capsys, "report", "r")
+    assert out.strip().endswith("report.html")
+
+
+def test_merge_writes_a_model(home, tmp_path, capsys):
+    code, out, err = said(capsys, "merge", str(home / "merge.yaml"), str(tmp_path / "out"), "--set", "m.weights=[3, 1]")
+    assert code == 0, err
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert "weights" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_eval_and_compare_give_numbers(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    code, out, err = said(capsys, "eval", "base", "one", "--data", "book.txt", "--items", "5", "--json",
+                          "--use", "eval.perplexity")  # fmt: skip
+    rows = json.loads(out)
+    assert code == 0 and {r["model"] for r in rows} == {"base", "one"} and all(r["value"] > 0 for r in rows)
+    code, out, _ = said(capsys, "compare", "base", "one", "--data", "book.txt", "--items", "5", "--json")
+    row = next(r for r in json.loads(out) if r["model"] == "one")
+    assert row["against"] == "base" and row["low"] <= row["diff"] <= row["high"]
+    code, out, _ = said(capsys, "compare", "base", "one", "--data", "book.txt", "--items", "5")
+    assert code == 0 and "diff" in out
+
+
+def test_generate_is_seeded_and_stops(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    words = ["generate", "base", "the fox", "dogs", "--json", "--set", "max_new_tokens=6", "--set", "temperature=1"]
+    first, again, other = (said(capsys, *words, "--seed", seed)[1] for seed in ("0", "0", "1"))
+    assert first == again != other
+    rows = [json.loads(line) for line in first.splitlines()]
+    assert [r["prompt"] for r in rows] == ["the fox", "dogs"] and all(len(r["tokens"]) <= 6 for r in rows)
+
+
+def test_generate_reads_prompts_from_standard_input(home, monkeypatch, capsys):
+    import io
+
+    monkeypatch.chdir(home)
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
+    code, out, _ = said(capsys, "generate", "base", "-", "--json", "--set", "max_new_tokens=2")
+    assert [json.loads(line)["prompt"] for line in out.splitlines()] == ["one", "two"]
+
+
+def test_chat_answers_until_an_empty_line(home, monkeypatch, capsys):
+    answers = iter(["hello", "and now?", ""])
+    monkeypatch.chdir(home)
+    monkeypatch.setattr("builtins.input", lambda prompt: next(answers))
+    code, out, err = said(capsys, "chat", "base", "--set", "max_new_tokens=3")
+    assert code == 0, err
+    assert next(answers, None) is None
+
+
+def test_every_command_has_help_and_options_with_words():
+    for verb in VERBS:
+        done = subprocess.run([sys.executable, "-m", "luthier", verb, "--help"], capture_output=True, text=True)
+        assert done.returncode == 0 and f"usage: luthier {verb}" in done.stdout
