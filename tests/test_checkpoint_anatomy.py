@@ -188,3 +188,19 @@ def test_the_rotary_layout_of_the_table_is_that_of_the_classes():
 def test_the_vision_tower_of_a_gemma3_is_no_part_of_the_decoder():
     assert role_of("gemma3", "vision_tower.vision_model.encoder.layers.2.self_attn.q_proj.weight") == ("other", None)
     assert role_of("gemma3", "language_model.model.layers.2.self_attn.q_proj.weight") == ("attn.q", 2)
+
+
+def test_a_decoder_of_ours_has_a_role_for_every_tensor(tmp_path):
+    from luthier.model.build import build_model
+
+    moe = {"use": "block.moe", "set": {"experts": 4, "top_k": 2, "shared": 1, "width": 8}}
+    sizes = {k: v for k, v in COMMON.items() if not k.endswith("_token_id")}
+    model = build_model(sizes | {"slots": {"ffn": moe, "ffn@0": {"use": "block.dense"}}}, seed=0)
+    save_model(tmp_path / "m", model)
+    checkpoint = Checkpoint.open(tmp_path / "m")
+    roles = {i.role for i in checkpoint.tensors.values()}
+    assert {"moe.gate", "moe.up", "moe.down", "moe.router", "mlp.gate", "attn.q", "norm", "embed"} <= roles
+    assert any(r.startswith("moe.shared.") for r in roles)
+    views = disk_views(model)
+    assert [i.name for i in checkpoint.tensors.values() if i.role == "other"] == []
+    assert all(same_bits(views[n].contiguous(), t) for n, t in checkpoint.items())

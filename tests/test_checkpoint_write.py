@@ -282,3 +282,28 @@ def test_the_card_carries_the_recipe_whole_and_a_header_the_hub_reads():
     assert f"`````yaml\n{recipe}`````" in card
     assert '- dequantised: "Q4_1" second line\n' in card
     assert "base_model" not in model_card("", [], None)
+
+
+def test_killed_while_saving_models_the_folder_is_one_of_them(tmp_path):
+    """A child saves two models in turn, in shards and live; killed at random moments it leaves one of the two."""
+    models = [tiny.llama(seed) for seed in (0, 1)]
+    for seed in (0, 1):
+        save_model(tmp_path / f"m{seed}", models[seed], tiny.tokenizer(), "card")
+    known = {Checkpoint.open(tmp_path / f"m{seed}").hash() for seed in (0, 1)}
+    out, rng = tmp_path / "out" / "m", random.Random(1)
+    save_model(out, models[0], tiny.tokenizer(), "card")
+    for _ in range(10):
+        child = os.fork()
+        if child == 0:
+            try:
+                while True:
+                    rewrite(Checkpoint.open(tmp_path / "m1"), out, 9000, 0)
+                    save_model(out, models[0], tiny.tokenizer(), "card")
+            finally:
+                os._exit(1)
+        time.sleep(rng.uniform(0.02, 0.3))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        assert Checkpoint.open(out).hash() in known
+    save_model(out, models[0])
+    assert [p.name for p in out.parent.iterdir()] == ["m"]
