@@ -14,6 +14,7 @@ from luthier.checkpoint.expert import open_expert
 from luthier.checkpoint.header import read_header
 from luthier.checkpoint.reader import Checkpoint, check_finite
 from luthier.checkpoint.resolve import resolve
+from luthier.checkpoint.writer import copy_sidecars, write_folder
 from luthier.errors import LuthierError
 from luthier.testing import tiny
 
@@ -197,6 +198,31 @@ def test_a_link_out_of_the_folder(tmp_path):
     path = folder(tmp_path / "m")
     (path / "model.safetensors").symlink_to(real / "model.safetensors")
     refused(path, "link out of its folder")
+
+
+def test_a_tokenizer_that_links_out_of_the_folder_is_not_copied(tmp_path):
+    (tmp_path / "secret").write_text("key")
+    path = tiny.checkpoint(tmp_path / "m")
+    (path / "tokenizer.json").unlink()
+    (path / "tokenizer.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(LuthierError, match="link out of its folder"), write_folder(tmp_path / "out") as temp:
+        copy_sidecars(Checkpoint.open(path), temp)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "secret"]
+    (path / "config.json").unlink()
+    (path / "config.json").symlink_to(tmp_path / "secret")
+    refused(path, "config.json", "link out of its folder")
+
+
+def test_quantized_weights_are_no_numbers_to_merge(tmp_path):
+    path = folder(tmp_path / "m", good())
+    (path / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(LuthierError, match="the weights are quantized"):
+        copy_sidecars(Checkpoint.open(path), tmp_path)
+
+
+def test_a_folder_that_holds_only_a_change(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    refused(tmp_path, "name the base")
 
 
 def test_the_links_of_the_hubs_own_cache_are_fine(tmp_path):

@@ -7,6 +7,7 @@ import json
 import os
 import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,7 +67,7 @@ class Checkpoint:
             raise LuthierError("is not a folder", where=str(path), do="give a folder with config.json and safetensors")
         if not (path / "config.json").is_file():
             raise LuthierError("holds no config.json", where=str(path), do=_what_is_there(path))
-        config = read_json(path / "config.json", limit=8_000_000)
+        config = read_json(inside(path, "config.json"), limit=8_000_000)
         if not isinstance(config.get("model_type"), str):
             raise LuthierError("names no model_type", where=str(path / "config.json"))
         tensors = _locate(path, config)
@@ -125,9 +126,10 @@ class Checkpoint:
         if note.is_file() and len(known := note.read_text().strip()) == 64:
             return known
         made = self._content_hash()
-        part = note.with_suffix(f".{os.getpid()}")
-        part.write_text(made)
-        part.replace(note)
+        with suppress(OSError):  # a full or read-only cache only costs the next run its time
+            part = note.with_suffix(f".{os.getpid()}")
+            part.write_text(made)
+            part.replace(note)
         return made
 
     def _stamp(self) -> list[Any]:
@@ -177,6 +179,8 @@ def check_finite(name: str, tensor: Tensor, where: str | os.PathLike[str]) -> No
 
 def _what_is_there(path: Path) -> str:
     names = sorted(p.name for p in path.iterdir())
+    if "adapter_config.json" in names or "delta.json" in names:
+        return "it holds a change to a model: name the base it belongs to as well"
     if any(n.endswith(".gguf") for n in names):
         return "it holds a GGUF: give the path of the .gguf file itself"
     inside = [p.name for p in path.iterdir() if p.is_dir() and (p / "config.json").is_file()]
@@ -233,7 +237,7 @@ def _of_files(path: Path, files: list[str], config: Mapping[str, Any]) -> dict[s
     family, layers = config["model_type"], anatomy.layers_of(config)
     found: dict[str, TensorInfo] = {}
     for name in files:
-        file = _inside(path, name)
+        file = inside(path, name)
         for entry in read_header(file)[0]:
             if entry.name in found:
                 raise fault(file, f"is also in {found[entry.name].file.name}", entry.name)
@@ -247,11 +251,11 @@ def _of_files(path: Path, files: list[str], config: Mapping[str, Any]) -> dict[s
     return found
 
 
-def _inside(path: Path, name: str) -> Path:
+def inside(path: Path, name: str) -> Path:
     """The file `name` of the folder, refused if a link leads it elsewhere (the Hub's own cache excepted)."""
     file = path / name
     if not file.is_file():
-        raise LuthierError("the shard is missing", where=str(file), do="get the whole checkpoint again")
+        raise LuthierError("the file is missing", where=str(file), do="get the whole checkpoint again")
     real, home = file.resolve(), path.resolve()
     hub = home.parent.name == "snapshots" and real.parent == home.parent.parent / "blobs"
     if real.parent != home and not hub:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from luthier.checkpoint.atomic import disk_fault, write_folder
 from luthier.checkpoint.header import Entry, as_bytes, pack_header
-from luthier.checkpoint.reader import SIDECARS, Checkpoint
+from luthier.checkpoint.reader import SIDECARS, Checkpoint, inside
 from luthier.errors import LuthierError
 
 __all__ = ["ShardWriter", "config_with_dtype", "copy_sidecars", "save_model", "write_folder"]
@@ -119,14 +119,15 @@ def _share_out(infos: list, limit: int) -> list[list]:
 def copy_sidecars(src: Checkpoint, folder: Path, config: Mapping[str, Any] | None = None) -> None:
     """Copy config, tokenizer, generation config, chat template and licence of `src` into `folder`.
 
-    config: written instead of the source's. Requests for remote code (`auto_map`) are dropped.
+    config: written instead of the source's. Requests for remote code (`auto_map`) are dropped. Raises
+    LuthierError for links out of the folder, and for quantized weights, which are no numbers to compute with.
     """
-    for name in SIDECARS[1:]:
-        if (src.path / name).is_file():
-            shutil.copyfile(src.path / name, folder / name)
-    for pattern in _LICENCES:
-        for file in src.path.glob(pattern):
-            shutil.copyfile(file, folder / file.name)
+    if "quantization_config" in src.config:
+        raise LuthierError("the weights are quantized", where=str(src.path), do="use the model's dense checkpoint")
+    there = [name for name in SIDECARS[1:] if os.path.lexists(src.path / name)]
+    there += [file.name for pattern in _LICENCES for file in src.path.glob(pattern)]
+    for name in there:
+        shutil.copyfile(inside(src.path, name), folder / name)
     made = {k: v for k, v in (config or src.config).items() if k != "auto_map"}
     (folder / "config.json").write_text(json.dumps(made, indent=2) + "\n")
 
