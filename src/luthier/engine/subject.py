@@ -15,6 +15,7 @@ from luthier.checkpoint.delta import Delta
 from luthier.checkpoint.reader import Checkpoint
 from luthier.checkpoint.resolve import resolve
 from luthier.errors import LuthierError
+from luthier.kit.precision import cast_, working
 
 
 class Subject_:
@@ -22,7 +23,8 @@ class Subject_:
 
     source: a Checkpoint, a folder, a known name or Hub id, a live module (then with `tokenizer`), or a
     (module, tokenizer) pair; also a delta or LoRA adapter folder, which then stands on `base`.
-    device, dtype: where and how a stored model is loaded (None: as stored); a live one stays as it is.
+    device, dtype: where and in what a stored model computes (None: the CPU, and as stored or, where the
+    machine only emulates 16 bits, fp32); a live one stays as it is.
     """
 
     def __init__(
@@ -55,8 +57,9 @@ class Subject_:
                     module.training = mode
         else:
             model, tokenizer = load(self._source)
-            model = self._changed(model).to(device=self._device, dtype=self._dtype)
-            yield model.eval(), self._tokenizer or tokenizer
+            device = torch.device(self._device or "cpu")
+            dtype = self._dtype or working(next(model.parameters()).dtype, device)
+            yield cast_(self._changed(model), dtype).to(device).eval(), self._tokenizer or tokenizer
 
     def _changed(self, model: nn.Module) -> nn.Module:
         if self._delta:
