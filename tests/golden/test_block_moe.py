@@ -15,7 +15,7 @@ from luthier.errors import LuthierError
 from luthier.kit import routing
 from luthier.kit.moe_apply import moe_apply
 from luthier.kit.parts import Pass
-from luthier.model import LuthierConfig, Spec
+from luthier.model import LuthierConfig, Spec, init_weights
 from luthier.testing.decoders import refill
 
 D, E, INNER = 6, 5, 8
@@ -251,6 +251,14 @@ def test_without_bias_balancing_there_is_no_bias():
     module.observe({"metric/load.3": torch.ones(E)})
     module.after_step()
     assert not list(module.buffers())
+
+
+def test_bias_starts_at_zero_and_everything_else_at_random():
+    module = built(bias_rate=1e-3, shared=1)
+    module.gate.e_score_correction_bias.fill_(1.0)
+    init_weights(module, seed=0, std=0.5)
+    assert module.gate.e_score_correction_bias.tolist() == [0.0] * E
+    assert all(0.3 < p.std() < 0.7 for p in module.parameters())
 
 
 def test_bias_stays_fp32_when_the_model_is_cast():

@@ -8,11 +8,19 @@ import torch
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from luthier.model import init_weights
 from luthier.norm.rms import Rms
 
 
 def built(width=4, eps=1e-6, **fields):
     return Rms(**fields).build(SimpleNamespace(config=SimpleNamespace(hidden_size=width, rms_norm_eps=eps)))
+
+
+def test_gains_start_at_one():
+    norm = built()
+    norm.weight.data.fill_(7.0)
+    init_weights(norm, seed=0)
+    assert norm.weight.tolist() == [1.0] * 4
 
 
 def test_by_hand():

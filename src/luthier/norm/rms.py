@@ -44,7 +44,7 @@ class RmsNorm(nn.Module):
 
     initial = {"weight": 1.0}
 
-    def __init__(self, width: int, eps: float, center: bool = False):
+    def __init__(self, width: int, eps: float, center: bool):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps, self.center = eps, center
