@@ -297,4 +297,5 @@ def ranks(folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may ignore it
     {"kill": kill, "ranks": ranks}[sys.argv[1]](Path(sys.argv[2]))

@@ -13,12 +13,14 @@ from typing import Any
 
 @contextmanager
 def ctrl_c() -> Iterator[list[int]]:
-    """A list that the first Ctrl-C fills; the second one acts as it did before."""
+    """A list that the first Ctrl-C fills; the second one acts as it did before. Where Ctrl-C is ignored
+    (a process in the background) it stays so."""
     asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # signals reach only that one
+    before = signal.getsignal(signal.SIGINT)
+    elsewhere = threading.current_thread() is not threading.main_thread()  # signals reach only that one
+    if elsewhere or before == signal.SIG_IGN:
         yield asked
         return
-    before = signal.getsignal(signal.SIGINT)
 
     def ask(number: int, frame: Any) -> None:
         asked.append(number)
