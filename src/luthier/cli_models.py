@@ -48,7 +48,7 @@ def merge_recipe(config: str, sets: Sequence[str]) -> Any:
     if isinstance(marked.value, dict) and "merge_method" in marked.value:
         from luthier.engine.mergekit import to_recipe
 
-        return load(to_recipe(path), sets, name=path.stem)
+        return load(to_recipe(marked), sets, name=path.stem)
     return load(path, sets)
 
 

@@ -19,9 +19,10 @@ SMALL = 1 << 20
 """Streams up to this many entries need no sample: everything is inside the bracket."""
 KEPT = 1 << 22
 """Entries kept inside a bracket, at most."""
-SPREAD = 32.0
-"""Half the bracket's width, in shares of the stream, times the root of the sample's size. Stretches of
-65,536 entries resemble themselves more than one another, so it is far above an independent sample's 3."""
+THIN = 8
+"""Of a sampled stretch one entry in so many is looked at: it is stretches that differ, not neighbours."""
+SPREAD = 0.12
+"""Half the bracket's width, in shares of the stream, for a sample of one stretch."""
 
 Stream = Callable[[bool], Iterable[Sequence[Tensor]]]
 """stream(sample) yields flat fp32 magnitudes, one tensor a member, as often as asked; with `sample` set
@@ -29,14 +30,14 @@ only a share of them, at the stream's choice."""
 
 
 def kept(density: float, count: int) -> int:
-    """How many of `count` entries a density keeps, rounded down, as the published merge codes do."""
-    return int(density * count)
+    """How many of `count` entries a density keeps: rounded down, but at least one, as published codes do."""
+    return max(1, int(density * count)) if density > 0 and count else 0
 
 
 def trim(values_N: Tensor, cut: float) -> Tensor:
     """A copy with zeros where the magnitude is below `cut`."""
-    below = torch.nextafter(torch.tensor(cut, dtype=torch.float32), torch.tensor(0.0))
-    return torch.nn.functional.hardshrink(values_N, float(below))  # the one fused kernel for this
+    below = float(np.nextafter(np.float32(cut), np.float32(0)))
+    return torch.nn.functional.hardshrink(values_N, below)  # the one fused kernel for this
 
 
 def largest(stream: Stream, keep: Sequence[int], count: int) -> list[float]:
@@ -44,40 +45,36 @@ def largest(stream: Stream, keep: Sequence[int], count: int) -> list[float]:
 
     Entries >= the result number at least `keep`; more only where some equal it.
     """
-    brackets = [Bracket(k) for k in keep]
+    brackets = [Bracket(k, min(count, KEPT)) for k in keep]
     if count > SMALL:
-        samples = zip(*stream(True), strict=True)
-        brackets = [_guess(torch.cat(s), k, count) for s, k in zip(samples, keep, strict=True)]
+        samples = zip(*([m_N[::THIN].clone() for m_N in stretch] for stretch in stream(True)), strict=True)
+        brackets = [_guess(sample, k, count) for sample, k in zip(samples, keep, strict=True)]
     for stretch in stream(False):
         for bracket, magnitude_N in zip(brackets, stretch, strict=True):
             bracket.add(magnitude_N)
     found = [bracket.answer() for bracket in brackets]
-    if None in found:
-        found = _by_bits(stream, keep)
-    return [f for f in found if f is not None]
+    return [f for f in found if f is not None] if None not in found else _by_bits(stream, keep)
 
 
 class Bracket:
-    """Counts of a stream around the open interval (low, high), and what lies inside it."""
+    """Counts of a stream around the open interval (low, high), and what lies inside it, up to `room`."""
 
-    def __init__(self, keep: int, low: float = -1.0, high: float = math.inf):
-        self.keep, self.low, self.high = keep, low, high
+    def __init__(self, keep: int, room: int, low: float = -1.0, high: float = math.inf):
+        self.keep, self.room, self.low, self.high = keep, room, low, high
         self.above = self.from_high = self.from_low = self.held = 0
-        self.inside: list[Tensor] = []
+        self.inside: Tensor | None = None
 
     def add(self, magnitude_N: Tensor) -> None:
         """Take in a stretch of the stream."""
         above, from_high, from_low, inside = _split(magnitude_N, self.low, self.high)
-        self.above, self.from_high, self.from_low = (
-            self.above + above,
-            self.from_high + from_high,
-            self.from_low + from_low,
-        )
+        self.above += above
+        self.from_high += from_high
+        self.from_low += from_low
+        if self.inside is None:  # one block: thousands of small ones would scatter over the heap
+            self.inside = magnitude_N.new_empty(self.room)
+        if self.held + inside.numel() <= self.room:
+            self.inside[self.held : self.held + inside.numel()] = inside
         self.held += inside.numel()
-        if self.held <= KEPT:
-            self.inside.append(inside)
-        else:
-            self.inside.clear()
 
     def answer(self) -> float | None:
         """The keep-th largest, or None if it lies outside [low, high] or too much lies inside."""
@@ -89,37 +86,39 @@ class Bracket:
             return self.high
         if self.keep > self.from_high + self.held:
             return self.low
-        return _rank(torch.cat(self.inside), self.keep - self.from_high) if self.inside else None
+        if self.inside is None or self.held > self.room:
+            return None
+        return _rank_(self.inside[: self.held], self.keep - self.from_high)
 
 
 def _split(magnitude_N: Tensor, low: float, high: float) -> tuple[int, int, int, Tensor]:
     """How many are > high, >= high, >= low, and those strictly between."""
     if magnitude_N.device.type == "cpu":  # numpy compares and compresses some ten times faster than torch
-        values = magnitude_N.numpy()
-        above, from_high, from_low = values > high, values >= high, values >= low
-        inside = values[(values > low) & ~from_high]
-        count = np.count_nonzero
-        return int(count(above)), int(count(from_high)), int(count(from_low)), torch.from_numpy(inside)
-    above, from_high, from_low = magnitude_N > high, magnitude_N >= high, magnitude_N >= low
-    return int(above.sum()), int(from_high.sum()), int(from_low.sum()), magnitude_N[(magnitude_N > low) & ~from_high]
+        values, count = magnitude_N.numpy(), np.count_nonzero
+        inside = torch.from_numpy(values[(values > low) & (values < high)])
+        return int(count(values > high)), int(count(values >= high)), int(count(values >= low)), inside
+    over, from_high, from_low = magnitude_N > high, magnitude_N >= high, magnitude_N >= low
+    return int(over.sum()), int(from_high.sum()), int(from_low.sum()), magnitude_N[(magnitude_N > low) & ~from_high]
 
 
-def _rank(values: Tensor, rank: int) -> float:
-    """The rank-th largest of a flat tensor, by partition rather than sort."""
+def _rank_(values: Tensor, rank: int) -> float:
+    """The rank-th largest of a flat tensor, by partition rather than sort; the tensor is left reordered."""
     place = values.numel() - rank
     if values.device.type == "cpu":
-        return float(np.partition(values.numpy(), place)[place])
+        array = values.numpy()
+        array.partition(place)
+        return float(array[place])
     return float(values.kthvalue(place + 1).values)
 
 
-def _guess(sample: Tensor, keep: int, count: int) -> Bracket:
+def _guess(stretches: Sequence[Tensor], keep: int, count: int) -> Bracket:
     """A bracket between two quantiles of the sample on either side of the wanted one."""
-    size = sample.numel()
-    width = SPREAD / math.sqrt(size)
+    sample = torch.cat(list(stretches))
+    size, width = sample.numel(), SPREAD / math.sqrt(len(stretches))
     first, last = int((keep / count - width) * size), int((keep / count + width) * size) + 1
-    high = math.inf if first < 1 else _rank(sample, first)
-    low = -1.0 if last > size else _rank(sample, last)
-    return Bracket(keep, low, high)
+    high = math.inf if first < 1 else _rank_(sample, first)
+    low = -1.0 if last > size else _rank_(sample, last)
+    return Bracket(keep, min(count, KEPT), low, high)
 
 
 def _by_bits(stream: Stream, keep: Sequence[int]) -> list[float]:

@@ -13,6 +13,7 @@ N: entries of a stretch.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 import torch
@@ -93,15 +94,14 @@ class Ties(Transform):
         """Every expert's trimmed and weighted change, and their sum."""
         weights = each(self.weights, 1.0, piece, len(piece.experts))
         trimmed = [trim(c_N, cut) for c_N, cut in zip(changes(piece), cuts[piece.name], strict=True)]
-        total_N = torch.zeros_like(trimmed[0])
-        for change_N, weight in zip(trimmed, weights, strict=True):
-            total_N.add_(change_N if weight == 1 else change_N.mul_(weight))
-        return trimmed, total_N
+        if self.weights is not None:
+            trimmed = [change_N.mul_(weight) for change_N, weight in zip(trimmed, weights, strict=True)]
+        return trimmed, functools.reduce(torch.add, trimmed)
 
     def transform(self, tensors: Piece, ctx: Ctx) -> Tensor:
         cuts, majority = ctx.survey
-        trimmed, sign_N = self._trimmed(tensors, cuts)
-        sign_N.sign_()
+        trimmed, total_N = self._trimmed(tensors, cuts)
+        sign_N = total_N.sign()
         sign_N.add_(1 - sign_N.abs(), alpha=majority)
         merged_N, count_N = torch.zeros_like(sign_N), torch.zeros_like(sign_N)
         for weight, change_N in zip(each(self.weights, 1.0, tensors, len(trimmed)), trimmed, strict=True):
