@@ -34,7 +34,7 @@ def do_test(args: argparse.Namespace) -> int:
         for note in report.notes:
             print(f"note   {id_}  {note}")
         if report.mutants is not None:
-            print(report.mutants)
+            print("\n".join(report.mutants.lines()))
         print(f"{id_}: {len(report.outcomes) - len(failed)} of {len(report.outcomes)} checks pass")
     return 0 if good else 1
 

@@ -208,10 +208,17 @@ def show_results(console: Console, folder: Path) -> None:
 def _next(console: Console, folder: Path, model: str | None, recipe: str) -> None:
     console.print("\nNext:")
     if model:
-        console.print(f"  luthier chat {folder / 'steps' / model}", soft_wrap=True)
+        path = folder / "steps" / model
+        chats = (path / "chat_template.jinja").exists() or "chat_template" in _text(path / "tokenizer_config.json")
+        ask = f"luthier chat {path}" if chats else f'luthier generate {path} "Once"'
+        console.print(f"  {ask}", soft_wrap=True)
     console.print(f"  luthier run {recipe} --set seed=1 --folder {folder}-seed1", soft_wrap=True)
     if not model:
         console.print(f"  luthier report {folder}", soft_wrap=True)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def console() -> Console:

@@ -265,7 +265,7 @@ def measured_rate(runs: Path, use: str, device: str) -> float | None:
             continue
         rates += [
             r.metrics["flops"] / r.seconds for r in records
-            if r.status == "done" and r.use == use and r.metrics.get("flops") and r.seconds > 1
+            if r.status == "done" and r.use == use and r.metrics.get("flops", 0) > 1e12  # less tells nothing of speed
             and all(r.machine.get(k) == here[k] for k in ("processor", "cores", "device"))
         ]  # fmt: skip
     return statistics.median(rates[-9:]) if rates else None

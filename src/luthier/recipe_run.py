@@ -62,6 +62,9 @@ def run(
     watch: called with events; `kind` is plan, step, kept, progress, metrics, log, done.
     Raises LuthierError for everything a user can mend, before anything has started where it can be known.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        do = "start it without the launcher, or train with luthier.engine.trainer.train under it"
+        raise LuthierError("a recipe runs in one process", do=do)
     recipe = source if isinstance(source, Recipe) else load(source, sets)
     place = Path(folder) if folder is not None else Path("runs") / recipe.name
     with ledger.only_one(place):

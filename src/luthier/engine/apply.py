@@ -36,7 +36,7 @@ OPTIONS = {
     "folder": "where a training keeps its saves, to go on after a break",
     "watch": "a function that receives events",
 }
-TRAINING = {"train": {"steps": 100}, "objective": "objective.next_token", "optim": "optim.adamw"}
+TRAINING = {"train": None, "objective": "objective.next_token", "optim": "optim.adamw"}
 
 
 def apply(method: Method, given: Mapping[str, Any]) -> Any:
@@ -150,6 +150,8 @@ class TunedModel:
 def _tune(method: Tune, given: Mapping[str, Any]) -> TunedModel:
     ctx = _context(given, "apply")
     chosen = {**TRAINING, **{k: given[k] for k in TRAINING if k in given}}
+    if chosen["train"] is None:
+        raise LuthierError("'train' is missing", where=method.id, do="give train={'steps': 100}")
     spec = chosen["train"] if isinstance(chosen["train"], TrainSpec) else TrainSpec.of(chosen["train"])
     model = given["model"]
     source = model if isinstance(model, (tuple, Checkpoint, runner.NewModel)) else resolve(model)
