@@ -23,7 +23,8 @@ def refine(W_MN: Tensor, V_SQ: Tensor, steps: int = 3) -> Tensor:
     """V (S, Q) of a matrix that has moved a little: `steps` of subspace iteration from the old V.
 
     The last step ends in a Rayleigh-Ritz rotation, so the first columns are again the strongest.
-    Keep twice the vectors you need: the error of the first R falls with (σ_Q/σ_R)² a step.
+    Keep more vectors than you need, twice as many or 16 more: the error of the first R falls with
+    (σ_Q/σ_R)² a step.
     """
     A_SL = _short_first(W_MN)
     for _ in range(steps):

@@ -91,7 +91,7 @@ class Lift(Tune):
         def choose(i: int, W_MN: Tensor) -> Tensor:
             short = min(W_MN.shape)
             rank = min(self.rank or max(1, round(short / 32)), short)
-            V_SQ = leading(W_MN, 2 * rank) if vectors is None else refine(W_MN, vectors[i].to(W_MN.device))
+            V_SQ = leading(W_MN, max(2 * rank, rank + 16)) if vectors is None else refine(W_MN, vectors[i].to(W_MN.device))
             found.append(V_SQ)
             score_MN = project(W_MN, V_SQ[:, :rank]).abs_()
             return pick(score_MN, budget(W_MN.shape, self.share, self.lora_rank), self.block)
