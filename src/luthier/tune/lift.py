@@ -57,7 +57,7 @@ class Lift(Tune):
     departures = (
         "zihanghliu/LIFT 37f5305 to c4a679d: the mask word `lift_sparse` of the released scripts switches their "
         "selection to the smallest entries of the approximation, the paper trains the largest; figures rerun with "
-        "those scripts are of another method (tests/test_tune_lift.py::test_the_largest_entries_train)",
+        "those scripts are of another method (tests/test_tune_masks.py::test_the_largest_entries_train)",
     )
 
     def check(self) -> None:
@@ -91,7 +91,10 @@ class Lift(Tune):
         def choose(i: int, W_MN: Tensor) -> Tensor:
             short = min(W_MN.shape)
             rank = min(self.rank or max(1, round(short / 32)), short)
-            V_SQ = leading(W_MN, max(2 * rank, rank + 16)) if vectors is None else refine(W_MN, vectors[i].to(W_MN.device))
+            if vectors is None:
+                V_SQ = leading(W_MN, max(2 * rank, rank + 16))
+            else:
+                V_SQ = refine(W_MN, vectors[i].to(W_MN.device))
             found.append(V_SQ)
             score_MN = project(W_MN, V_SQ[:, :rank]).abs_()
             return pick(score_MN, budget(W_MN.shape, self.share, self.lora_rank), self.block)
@@ -112,4 +115,4 @@ class Lift(Tune):
             content.update(f"{name} {tuple(p.shape)} {p.dtype}".encode())
             content.update(p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         fields = {name: getattr(self, name) for name in ("share", "lora_rank", "rank", "block")}
-        return {"weights": content.hexdigest(), "form": "gram 1", **fields}
+        return {"weights": content.hexdigest(), "form": "gram 2", **fields}
