@@ -204,3 +204,11 @@ def test_a_decoder_of_ours_has_a_role_for_every_tensor(tmp_path):
     views = disk_views(model)
     assert [i.name for i in checkpoint.tensors.values() if i.role == "other"] == []
     assert all(same_bits(views[n].contiguous(), t) for n, t in checkpoint.items())
+
+
+@pytest.mark.parametrize("count, expected", [(3, 3), (0, None), (-1, None), ("3", None), (None, None)])
+def test_the_number_of_layers_is_a_number_or_unknown(count, expected):
+    assert anatomy.layers_of({"model_type": "llama", "num_hidden_layers": count}) == expected
+    assert anatomy.layers_of({"model_type": "gpt2", "n_layer": count, "num_hidden_layers": 9}) == expected
+    assert anatomy.layers_of({"model_type": "gemma3", "text_config": {"num_hidden_layers": count}}) == expected
+    assert anatomy.layers_of({"model_type": "nobody's", "num_hidden_layers": count}) == expected

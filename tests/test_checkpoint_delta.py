@@ -47,7 +47,7 @@ def pair(request, tmp_path):
 
 
 @pytest.mark.parametrize("share, kind", [(0.05, "sparse"), (1.0, "dense")])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_apply_and_revert_restore_every_byte_also_through_the_disk(tmp_path, share, kind, dtype):
     old = {n: t.detach().to(dtype) for n, t in tiny.llama().state_dict().items()}
     new = touched(old, share)
@@ -84,6 +84,26 @@ def test_special_values_are_bytes_like_others():
     assert equal(state, new)
     delta.revert_(state)
     assert equal(state, old)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int64, torch.bool])
+def test_tensors_of_any_dtype_have_a_delta(tmp_path, dtype):
+    old = {"w": (torch.arange(60) % 2).view(6, 10).to(dtype)}
+    new = {"w": old["w"].clone()}
+    new["w"].view(-1)[13] = 0
+    Delta.between(old, new).save(tmp_path / "d")
+    delta, state = Delta.open(tmp_path / "d"), copy(old)
+    delta.apply_(state)
+    assert delta.changes["w"].index.tolist() == [13] and equal(state, new)
+
+
+def test_the_smaller_of_the_two_forms_is_stored():
+    """40 bf16 values: dense is 160 bytes, sparse 8 bytes an entry, so 19 are sparse and 20 dense."""
+    old = {"w": torch.zeros(40, dtype=torch.bfloat16)}
+    for count, kind in ((19, "sparse"), (20, "dense")):
+        new = {"w": old["w"].clone()}
+        new["w"][:count] = 1
+        assert Delta.between(old, new).kind == kind and Delta.between(old, new).nbytes == min(count * 8, 160)
 
 
 def test_nothing_changed_is_an_empty_delta(tmp_path, pair):
@@ -180,7 +200,9 @@ def test_a_delta_folder_reads_like_the_checkpoint_it_came_from(tmp_path):
             assert same_bits(expert.read(name), new[name])
             third = info.numel // 3
             assert same_bits(expert.read_flat(name, third, third), new[name].view(-1)[third : 2 * third])
-        assert expert.hash() != base.hash()
+        first = expert.hash()
+        Delta.between(base, touched(new, 0.1, 9)).save(tmp_path / f"d{share}")
+        assert len({first, base.hash(), open_expert(tmp_path / f"d{share}", base).hash()}) == 3
     with pytest.raises(LuthierError, match="no base is given"):
         open_expert(tmp_path / "d1.0")
     assert open_expert(base) is base and open_expert(expert) is expert
@@ -286,6 +308,8 @@ def test_an_adapter_written_here_is_one_peft_loads(tmp_path):
     for (name, a), b in zip(adapted.state_dict().items(), model.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6, msg=name)
     again = Delta.open(tmp_path / "lora")
+    assert again.nbytes == 4 * (3 * 32 + 32 * 3 + 5 * 32 + 48 * 5) and again.notes == {"base_model": "here"}
+    assert json.loads((tmp_path / "lora" / "adapter_config.json").read_text())["r"] == 5
     for name, change in changes.items():
         assert torch.equal(again.changes[name].a, change.a) and torch.equal(again.changes[name].b, change.b)
         assert again.changes[name].scale == pytest.approx(change.scale, rel=1e-12)

@@ -39,7 +39,7 @@ def to_pairs(rows, heads: int):
     return rows[order]
 
 
-def write_gguf(path, model, kind=Kind.Q4_1, pre="smollm", drop=(), **keys):
+def write_gguf(path, model, kind=Kind.Q4_1, pre="smollm", drop=(), head_dim=True, **keys):
     """A GGUF of a tiny Llama, as the usual converters lay it out; matrices of `kind`, vectors in fp32."""
     c, out = model.config, gguf.GGUFWriter(path, "llama")
     out.add_block_count(c.num_hidden_layers)
@@ -48,7 +48,8 @@ def write_gguf(path, model, kind=Kind.Q4_1, pre="smollm", drop=(), **keys):
     out.add_feed_forward_length(c.intermediate_size)
     out.add_head_count(c.num_attention_heads)
     out.add_head_count_kv(c.num_key_value_heads)
-    out.add_key_length(c.head_dim)
+    if head_dim:
+        out.add_key_length(c.head_dim)
     out.add_layer_norm_rms_eps(c.rms_norm_eps)
     out.add_rope_freq_base(50000.0)
     bpe = json.loads(tiny.tokenizer().backend_tokenizer.to_str())["model"]
@@ -133,19 +134,25 @@ def test_the_folder_is_the_model_transformers_reads_made_dense(tmp_path, tied, k
 
 
 def test_it_saves_trains_and_generates_like_any_other(tmp_path, model):
-    out = from_gguf(write_gguf(tmp_path / "t.gguf", model, drop=("lm_head.weight",)), tmp_path / "out")
+    out = from_gguf(
+        write_gguf(tmp_path / "t.gguf", model, drop=("lm_head.weight",), general__license="mit"), tmp_path / "out"
+    )
     loaded, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     batch = tokenizer("the other one", return_tensors="pt")
     loaded(**batch, labels=batch["input_ids"]).loss.backward()
     assert all(p.grad is not None for p in loaded.parameters())
     loaded.save_pretrained(tmp_path / "again")
     assert Checkpoint.open(tmp_path / "again").tensors.keys() == Checkpoint.open(out).tensors.keys()
-    assert loaded.generation_config.eos_token_id == 1 and loaded.generation_config.pad_token_id == 0
+    ids = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
+    assert json.loads((out / "generation_config.json").read_text()) == ids
+    assert tokenizer("<|end|>").input_ids == [3] and tokenizer.decode([3], skip_special_tokens=True) == ""
+    assert tokenizer.clean_up_tokenization_spaces is False
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<|start|>", "<eos>", "<pad>")
     turns = [{"role": "user", "content": "hi"}]
     text = tokenizer.apply_chat_template(turns, tokenize=False)
     assert text == "<|start|>hi" and tokenizer(text).input_ids[0] == 2
-    assert "dequantised" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "dequantised" in card and 'license: "mit"' in card
 
 
 @pytest.mark.parametrize("pre, digits", [("smollm", True), ("gpt-2", False)])
@@ -168,6 +175,11 @@ def test_other_quantisers_are_left_to_the_package(tmp_path):
     out.close()
     got = GgufFile(tmp_path / "k.gguf").read("token_embd.weight")
     np.testing.assert_array_equal(got.numpy(), gguf.quants.dequantize(raw, Kind.Q4_K))
+
+
+def test_the_size_of_a_head_follows_where_the_file_does_not_say_it(tmp_path, model):
+    path = write_gguf(tmp_path / "t.gguf", model, drop=("lm_head.weight",), head_dim=False)
+    assert Checkpoint.open(from_gguf(path, tmp_path / "out")).config["head_dim"] == 32 // 4
 
 
 REFUSED = {

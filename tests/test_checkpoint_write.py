@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers.utils.logging import is_progress_bar_enabled
 
 from luthier.checkpoint import atomic
 from luthier.checkpoint.card import model_card
@@ -240,12 +241,14 @@ def test_sidecars_go_along_and_remote_code_does_not(tmp_path):
 # --- live models
 
 
-def test_a_saved_model_is_a_plain_hugging_face_folder(tmp_path, capfd):
+@pytest.mark.filterwarnings("ignore:Cannot enable progress bars")
+def test_a_saved_model_is_a_plain_hugging_face_folder(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("transformers.utils.logging._tqdm_active", True)
     model = tiny.llama(dtype=torch.bfloat16, tie_word_embeddings=True)
     model.generation_config.max_new_tokens = 7
     card = model_card("luthier: 1\n", ["merge.ties"], "tiny/base", ["a note"])
     out = save_model(tmp_path / "out", model, tiny.tokenizer(), card)
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr() == ("", "") and is_progress_bar_enabled()  # silent, and the user's setting is back
     stored = load_file(out / "model.safetensors")
     assert "lm_head.weight" not in stored and all(t.dtype == torch.bfloat16 for t in stored.values())
     again = AutoModelForCausalLM.from_pretrained(out)

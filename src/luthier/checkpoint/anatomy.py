@@ -157,8 +157,6 @@ def role_of(family_name: str, name: str) -> tuple[str, int | None]:
         role = parts.get(".".join(words[start:]))
         if role:
             return (role if kind == "weight" else f"{role}.bias"), layer
-    if parts and words[-1].endswith("norm"):
-        return ("norm" if kind == "weight" else "norm.bias"), layer
     return "other", layer
 
 
