@@ -76,6 +76,14 @@ def test_twin(kv_heads, theta):
     assert torch.allclose(y, torch.stack(want), atol=1e-6)  # angles are fp32
 
 
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_short_passes_are_causal(length):
+    module, x = built(), states(length=length)
+    y, _ = module(x, Pass(positions_BT=torch.arange(length)[None]))
+    want = [slow(module, row, 2, 50.0, range(length), lambda t, s: s <= t) for row in x]
+    assert torch.allclose(y, torch.stack(want), atol=1e-6)
+
+
 def test_sizes_come_from_the_model():
     module = built()
     assert module.q_proj.weight.shape == (HEADS * WIDTH, 12) and module.k_proj.weight.shape == (2 * WIDTH, 12)

@@ -238,12 +238,12 @@ def test_bias_moves_once_a_step_by_all_it_saw():
     module = built(experts=2, top_k=1, renormalise=False, bias_rate=0.01)
     bias = module.gate.e_score_correction_bias
     module.observe({"metric/load.3": torch.tensor([5.0, 1.0])})
-    module.observe({"metric/load.3": torch.tensor([2.0, 3.0])})
+    module.observe({"metric/load.3": torch.tensor([1.0, 9.0])})
     assert bias.tolist() == [0.0, 0.0]
     module.after_step()
-    assert bias.tolist() == pytest.approx([-0.01, 0.01])
+    assert bias.tolist() == pytest.approx([0.01, -0.01])
     module.after_step()  # nothing seen since
-    assert bias.tolist() == pytest.approx([-0.01, 0.01])
+    assert bias.tolist() == pytest.approx([0.01, -0.01])
 
 
 def test_without_bias_balancing_there_is_no_bias():
@@ -289,15 +289,25 @@ def test_width_divides_the_models_among_the_experts_of_a_token():
     assert built(width=None, top_k=2, shared=1).shared_experts.gate_proj.weight.shape == (8, D)
     assert built(width=None, top_k=3).experts.down_proj.shape == (E, D, 8)
     assert built(shared=2).shared_experts.up_proj.weight.shape == (2 * INNER, D)
+    assert built(width=None, experts=24, top_k=24).experts.up_proj.shape == (24, 1, D)
     with pytest.raises(LuthierError, match="too small"):
         built(width=None, experts=32, top_k=32)
+
+
+def test_defaults():
+    """Eight experts, two a token, and Switch's coefficient 1e-2; the other balancing is off."""
+    part = Moe()
+    assert (part.experts, part.top_k, part.shared, part.width) == (8, 2, 0, None)
+    assert (part.balance_weight, part.z_weight, part.bias_rate) == (0.01, 0.0, 0.0)
 
 
 def test_refusals():
     with pytest.raises(LuthierError, match="top_k 3 exceeds the 2 experts"):
         Moe(experts=2, top_k=3)
-    with pytest.raises(LuthierError, match="renormalise: false"):
-        Moe(experts=4, top_k=1)
+    for experts in (2, 4):
+        with pytest.raises(LuthierError, match="renormalise: false"):
+            Moe(experts=experts, top_k=1)
+    assert Moe(experts=1, top_k=1).renormalise
     assert Moe(experts=4, top_k=1, renormalise=False).top_k == 1
     assert Moe(experts=4, top_k=4).top_k == 4
 

@@ -67,11 +67,10 @@ class GroupedAttention(nn.Module):
         q_BNTH, k_BGSH = rotate(q_BNTH, cos_BTH, sin_BTH), rotate(k_BGTH, cos_BTH, sin_BTH)
         if at.cache is not None:
             k_BGSH, v_BGSH = at.cache.update(k_BGSH, v_BGSH, self.layer)
-        # fused kernels take shared heads only without a mask
-        if at.mask is not None and self.groups > 1:
+        fused = at.mask is None  # with a mask, fast kernels want every query head to have its own keys
+        if not fused:
             k_BGSH, v_BGSH = (kv.repeat_interleave(self.groups, dim=1) for kv in (k_BGSH, v_BGSH))
         y_BNTH = F.scaled_dot_product_attention(
-            q_BNTH, k_BGSH, v_BGSH, attn_mask=at.mask, is_causal=at.mask is None and q_BNTH.shape[2] > 1,
-            enable_gqa=at.mask is None and self.groups > 1,
-        )  # fmt: skip
+            q_BNTH, k_BGSH, v_BGSH, at.mask, is_causal=fused and q_BNTH.shape[2] > 1, enable_gqa=fused
+        )
         return self.o_proj(y_BNTH.transpose(1, 2).flatten(2)), {}

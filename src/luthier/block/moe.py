@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luthier.errors import LuthierError
@@ -123,7 +124,7 @@ class Shared(nn.Module):
         self.down_proj = spec.linear(width, spec.config.hidden_size)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down_proj(nn.functional.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
 
 
 class MixtureOfExperts(nn.Module):
@@ -160,7 +161,7 @@ class MixtureOfExperts(nn.Module):
         }
         if self.training and part.balance_weight:
             # sigmoid scores do not sum to one over the experts: the loss takes them as shares (DeepSeek-V3)
-            shares_BTE = scores_BTE / scores_BTE.sum(-1, keepdim=True).clamp_min(1e-20)
+            shares_BTE = F.normalize(scores_BTE, p=1.0, dim=-1)
             loss = routing.balance_loss(shares_BTE, load_BE, part.top_k, keep_BT, part.balance)
             aux["loss/balance"] = part.balance_weight * loss
         if self.training and part.z_weight:
