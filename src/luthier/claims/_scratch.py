@@ -26,7 +26,7 @@ SIZES: dict[str, Any] = {
     "vocab_size": 256, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 8,
     "initializer_range": 0.05,
 }  # fmt: skip
-STEPS, BATCH, LENGTH, RATE = 250, 16, 96, 4e-3
+STEPS, BATCH, LENGTH, RATE = 160, 16, 96, 4e-3
 TEST_WINDOWS = 96
 
 

@@ -29,5 +29,5 @@ CLAIM = Claim(
     sentence="At equal parameters SwiGLU has a lower loss than ungated layers with ReLU or SiLU.",
     relation="below", effect=0.01, unit="nats per byte",
     control="ungated feed-forward layers of as many parameters, with ReLU and with SiLU",
-    seeds=5, minutes=3, run=run, source="table 1",
+    seeds=5, minutes=2, run=run, source="table 1",
 )  # fmt: skip

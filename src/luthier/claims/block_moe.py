@@ -47,5 +47,5 @@ CLAIM = Claim(
     sentence="At equal compute a token, two of eight experts have a lower loss than a dense layer or a frozen router.",
     relation="below", effect=0.02, unit="nats per byte",
     control="a dense layer of equal compute; the same experts behind a router that is never trained",
-    seeds=5, minutes=6, run=run, source="2101.03961 and 2401.06066, dense against sparse at equal FLOPs",
+    seeds=5, minutes=4, run=run, source="2101.03961 and 2401.06066, dense against sparse at equal FLOPs",
 )  # fmt: skip

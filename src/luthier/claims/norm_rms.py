@@ -41,5 +41,5 @@ CLAIM = Claim(
     id="norm.rms",
     sentence="Without re-centring the loss stays within 0.02 nats a byte of LayerNorm's.",
     relation="within", effect=0.02, unit="nats per byte", control="LayerNorm without a bias, same steps and data",
-    seeds=5, minutes=3, run=run, source="the experiments, against LayerNorm",
+    seeds=5, minutes=2, run=run, source="the experiments, against LayerNorm",
 )  # fmt: skip
