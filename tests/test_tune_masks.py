@@ -141,3 +141,11 @@ def test_targets_that_match_nothing_are_named():
         Lift(targets=("attn.q", "attn.z")).bind(tiny.llama(), Context())
     with pytest.raises(LuthierError, match="does not divide into 4 x 4"):
         Lift(block=4).bind(tiny.llama(intermediate_size=46), Context())
+
+
+def test_weights_that_are_not_finite_are_named():
+    model = tiny.llama()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
+    with pytest.raises(LuthierError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        Lift().bind(model, Context())

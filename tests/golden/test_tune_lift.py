@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from luthier.engine.moments import remap
 from luthier.kit.context import Context
 from luthier.kit.sparse import Selected
 from luthier.optim.adamw import AdamW
 from luthier.testing import tiny
-from luthier.testing.tune import remap
 from luthier.tune.lift import Lift
 
 BETAS, EPS, LR = (0.8, 0.9), 1e-3, 0.02

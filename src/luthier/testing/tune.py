@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.catalogue import Card, find, load
+from luthier.engine.moments import remap
 from luthier.flows import Remap
 from luthier.kit.context import Context
 from luthier.kit.sparse import budget
@@ -38,15 +39,6 @@ def quick(cls: Any) -> list[Any]:
     """The variants, with masks that are chosen anew within the few steps of a check."""
     made = [m.replace(every=2) if getattr(m, "every", None) == 200 else m for m in variants(cls)]
     return list(dict.fromkeys(made))
-
-
-def remap(optimizer: torch.optim.Optimizer, moves: Any) -> None:
-    """Move optimizer state as the trainer does: every tensor of the leaf's shape."""
-    for move in moves:
-        for key, value in optimizer.state[move.leaf].items():
-            if isinstance(value, Tensor) and value.shape == move.leaf.shape:
-                kept = torch.where(move.source >= 0, value[move.source.clamp(min=0)], torch.zeros_like(value))
-                optimizer.state[move.leaf][key] = kept
 
 
 class Run:
@@ -245,6 +237,7 @@ def bakes_plain(entry: Card) -> None:
     list(model.parameters())[1].requires_grad_(False)
     before = {n: p.requires_grad for n, p in model.named_parameters()}
     run = Run(find(entry.id)(), model).steps(2)
+    run.backward(batches(1)[0])
     baked = run.tuned.bake()
     must(baked is model, "another model comes back")
     must({n: p.requires_grad for n, p in baked.named_parameters()} == before, "requires_grad is not as it was")

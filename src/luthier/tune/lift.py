@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.checkpoint.delta import Delta
+from luthier.checkpoint.reader import check_finite
 from luthier.checkpoint.roles import live_roles
 from luthier.errors import LuthierError
 from luthier.fields import Count, Share
@@ -105,6 +106,7 @@ class Lift(Tune):
     def _first(self, weights: Mapping[str, nn.Parameter], ctx: Ctx) -> dict[str, Tensor]:
         made: dict[str, Tensor] = {}
         for name in ctx.progress(list(weights), what="choosing the entries to train"):
+            check_finite(name, weights[name].detach())
             made[f"{name}/index"], made[f"{name}/vectors"] = self.mask(weights[name])
         return made
 
