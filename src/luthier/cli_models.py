@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ def options_merge(parser: argparse.ArgumentParser) -> None:
 
 def do_merge(args: argparse.Namespace) -> None:
     from luthier.cli_run import quiet
-    from luthier.engine.apply import Merged
+    from luthier.engine import runner
+    from luthier.recipe_inputs import Inputs
 
     quiet()
     recipe = merge_recipe(args.config, args.set)
@@ -29,13 +31,12 @@ def do_merge(args: argparse.Namespace) -> None:
     if len(merges) != 1 or others:
         do = f"run it whole: luthier run {args.config}"
         raise LuthierError(f"holds {len(recipe.steps)} steps, and merge does one", where=recipe.marked.name, do=do)
-    step, hardware = merges[0], recipe.hardware
-    given: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in step.roles.items()}
-    given |= {"device": hardware.device, "memory": hardware.memory, "dtype": step.dtype, "seed": step.seed}
-    given |= {"threads": hardware.threads} if hardware.threads else {}
+    step = merges[0]
     with bar(step.use) as watch:
-        made = Merged(step.method, given | {"watch": watch}).save(args.out)  # type: ignore[arg-type]
-    print(made)
+        inputs = Inputs(recipe, None, watch)
+        inputs.open()
+        runner.execute(replace(inputs.job(step, ""), out=args.out), inputs.context(step))
+    print(args.out)
 
 
 def merge_recipe(config: str, sets: Sequence[str]) -> Any:

@@ -20,7 +20,6 @@ Everything is checked here before anything starts. Paths are relative to the wor
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from luthier import recipe_check as check
 from luthier import recipe_steps
 from luthier.checkpoint.bundled import MODELS
 from luthier.errors import LuthierError, unknown
+from luthier.kit.plain import to_yaml
 from luthier.recipe_check import Hardware
 from luthier.recipe_grid import drafts
 from luthier.recipe_set import assign
@@ -66,16 +66,6 @@ class Recipe:
     def to_yaml(self) -> str:
         """The recipe as it stands, `--set` applied; reads back as the same recipe."""
         return to_yaml(self.marked.value)
-
-
-def to_yaml(value: Any) -> str:
-    """Plain values as YAML, inner maps on one line."""
-    from ruamel.yaml import YAML
-
-    yaml, out = YAML(), io.StringIO()
-    yaml.default_flow_style, yaml.width = None, 110  # type: ignore[assignment]
-    yaml.dump(value, out)
-    return out.getvalue()
 
 
 def shipped() -> dict[str, Path]:
@@ -114,6 +104,8 @@ def parse(marked: Marked, name: str) -> Recipe:
     """The checked recipe of marked values."""
     top = check.a_map(marked, marked.value, (), "the recipe")
     if top.get("luthier") != VERSION or isinstance(top["luthier"], bool):
+        if "merge_method" in top:
+            raise LuthierError("this is a mergekit file", where=marked.where(), do="use luthier merge FILE OUT")
         said = f"recipe version {top['luthier']!r} is not known" if "luthier" in top else "this is no recipe yet"
         raise LuthierError(said, where=marked.where("luthier"), do=f"write luthier: {VERSION}")
     check.keys(marked, top, (), TOP, "recipe")

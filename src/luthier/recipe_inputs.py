@@ -11,8 +11,9 @@ from typing import Any
 from luthier import __version__, catalogue
 from luthier import recipe_check as check
 from luthier.errors import LuthierError
+from luthier.kit.plain import to_yaml
 from luthier.ledger import Record
-from luthier.recipe import Recipe, to_yaml
+from luthier.recipe import Recipe
 from luthier.recipe_steps import Step
 
 Watch = Callable[[Mapping[str, Any]], None]

@@ -8,7 +8,6 @@ anything that implements `flows.Data`. Beside the roles stand the options of `OP
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from luthier.engine.data import open_data
 from luthier.engine.spec import TrainSpec
 from luthier.errors import LuthierError, unknown
 from luthier.kit.context import Context
+from luthier.kit.plain import to_yaml
 from luthier.shapes import Decode, Measure, Method, Objective, Optim, Transform, Tune
 
 OPTIONS = {
@@ -114,7 +114,7 @@ class Merged:
         names = [str(_named(e)) for e in _list(self.given["experts"])]
         step: dict[str, Any] = {"base": _named(self.given["base"])} if base is not None else {}
         recipe = {"luthier": 1, "steps": {"model": self.method.to_dict() | step | {"experts": names}}}
-        text = model_card(_yaml(recipe), [self.method.id], step.get("base"), [])
+        text = model_card(to_yaml(recipe), [self.method.id], step.get("base"), [])
         options = {k: self.given[k] for k in ("memory", "threads") if k in self.given}
         ctx = _context(self.given, "apply")
         return run_transform(
@@ -163,7 +163,7 @@ def _tune(method: Tune, given: Mapping[str, Any]) -> TunedModel:
         )  # fmt: skip
         result, tokenizer = runner.trained(job, ctx)
     step = method.to_dict() | {"model": _named(model), "train": spec.to_dict()}
-    text = model_card(_yaml({"luthier": 1, "steps": {"model": step}}), [method.id], _named(model), [])
+    text = model_card(to_yaml({"luthier": 1, "steps": {"model": step}}), [method.id], _named(model), [])
     return TunedModel(result.model, tokenizer, result.delta, result.history, result.stats, text)
 
 
@@ -188,8 +188,3 @@ def _decode(method: Decode, given: Mapping[str, Any]) -> Any:
 
 def _subjects(given: Mapping[str, Any]) -> list[Any]:
     return [m if isinstance(m, (tuple, Checkpoint)) else resolve(m) for m in _list(given["models"])]
-
-
-def _yaml(value: Mapping[str, Any]) -> str:
-    """Plain values as YAML; JSON is YAML, and needs no dumper here."""
-    return json.dumps(value, indent=1)
