@@ -24,14 +24,24 @@ class Toys:
 
     def enrol(self, id_: str, toy: str, *edits: tuple[str, str]) -> catalogue.Card:
         """The card of the toy method under `id_`, after replacing text in its source."""
-        text = (HERE / f"{toy}.py").read_text(encoding="utf-8")
+        return self._enrol(id_, toy, HERE / f"{toy}.py", "Toy", edits)
+
+    def copy(self, id_: str, of: str, *edits: tuple[str, str]) -> catalogue.Card:
+        """The same with a copy of one of our own methods, under another id."""
+        self.points = []
+        catalogue.cards.cache_clear()
+        card = catalogue.card(of)
+        return self._enrol(id_, of.replace(".", "_"), card.path, card.cls, edits)
+
+    def _enrol(self, id_: str, toy: str, path: Path, cls: str, edits: tuple[tuple[str, str], ...]) -> catalogue.Card:
+        text = path.read_text(encoding="utf-8")
         for old, new in edits:
             assert old in text, f"{toy} has no {old!r} to break"
             text = text.replace(old, new, 1)
         self.made += 1
         module = f"toy_{toy}_{self.made}_{abs(hash(str(self.folder)))}"
         (self.folder / f"{module}.py").write_text(text, encoding="utf-8")
-        self.points = [importlib.metadata.EntryPoint(id_, f"{module}:Toy", "luthier.methods")]
+        self.points = [importlib.metadata.EntryPoint(id_, f"{module}:{cls}", "luthier.methods")]
         catalogue.cards.cache_clear()
         return catalogue.card(id_)
 
