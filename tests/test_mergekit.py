@@ -1,0 +1,159 @@
+"""mergekit's YAML as recipes: what is kept, and the line of what is not."""
+
+import math
+
+import pytest
+import torch
+
+from luthier.catalogue import load as method
+from luthier.engine.mergekit import to_recipe
+from luthier.engine.stream import transform_tensors
+from luthier.errors import LuthierError
+from luthier.kit.context import Context
+from luthier.kit.schedule import at
+from luthier.recipe import load
+from luthier.recipe_text import parse
+from luthier.shapes import Method
+
+TIES = """merge_method: ties
+base_model: base
+models:
+  - model: base
+  - model: one
+    parameters: {weight: 0.7, density: 0.5}
+  - model: two
+    parameters:
+      weight: [0.0, 1.0]
+parameters:
+  density: [{filter: mlp, value: [0.2, 0.4]}, {filter: norm, value: 0}, {value: 0.9}]
+  lambda: 1.5
+  normalize: false
+  int8_mask: true
+dtype: float32
+out_dtype: bfloat16
+"""
+INSIDE = {"*layers.*": [0.0, 1.0], "*h.[0-9]*": [0.0, 1.0]}
+
+
+def recipe(text):
+    return to_recipe(parse(text, "file.yaml"))["steps"]["merged"]
+
+
+def test_ties_whole():
+    step = recipe(TIES)
+    mlp = {"*mlp*": 0.2, "*layers.*mlp*": [0.2, 0.4], "*h.[0-9]*mlp*": [0.2, 0.4]}
+    assert step == {
+        "use": "merge.ties", "base": "base", "experts": ["one", "two"], "dtype": "bf16",
+        "set": {
+            "weights": [0.7, {"*": 0.0, **INSIDE}], "densities": [0.5, {"*": 0.9, "*norm*": 0.0, **mlp}],
+            "scale": 1.5, "normalize": False, "scope": "tensor", "on_tie": "plus",
+        },
+    }  # fmt: skip
+    made = method(step["use"], **step["set"])
+    assert isinstance(made, Method)
+
+
+def test_it_is_a_recipe(tmp_path):
+    from luthier.testing import tiny
+
+    for seed, name in enumerate(("base", "one", "two")):
+        tiny.checkpoint(tmp_path / name, seed)
+    text = TIES.replace(": base", f": {tmp_path}/base").replace(": one", f": {tmp_path}/one")
+    made = load(to_recipe(parse(text.replace(": two", f": {tmp_path}/two"), "file.yaml")))
+    step = made.steps["merged"]
+    assert step.use == "merge.ties" and step.dtype == "bf16" and len(step.roles["experts"]) == 2
+
+
+def theirs(rows, name, t):
+    """mergekit's rule in our words: rows in order, the first whose filter is in the name; gradients linear in t."""
+    for part, value in rows:
+        if part is None or part in name:
+            if not isinstance(value, list):
+                return value
+            place = t * (len(value) - 1)
+            low = min(math.floor(place), len(value) - 1)
+            high = min(low + 1, len(value) - 1)
+            return value[low] * (1 - place + low) + value[high] * (place - low)
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [(None, [0.0, 0.5, 1.0])],
+        [("self_attn", 0.25), ("mlp", [1.0, 0.0]), (None, 0.5)],
+        [("layers.1.", [0.5, 0.75]), ("norm", [0.1, 0.9]), (None, [0.3, 0.6])],
+        [("mlp.up", 0.5), ("mlp", 0.25), (None, 1.0)],
+    ],
+)
+def test_schedules_mean_the_same(rows):
+    """At every tensor: inside layers by depth, outside them a gradient's first value."""
+    listed = [{"value": v} if part is None else {"filter": part, "value": v} for part, v in rows]
+    text = f"merge_method: linear\nmodels: [{{model: a, parameters: {{weight: {listed!r}}}}}]"
+    weight = method("merge.linear", **recipe(text)["set"]).weights[0]
+    names = [f"model.layers.{i}.{part}.weight" for i in range(5) for part in ("self_attn.q_proj", "mlp.up_proj",
+             "mlp.down_proj", "input_layernorm")]  # fmt: skip
+    for name in [*names, "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]:
+        layer = int(name.split(".")[2]) if "layers" in name else None
+        depth = None if layer is None else layer / 4
+        assert at(weight, name, depth) == pytest.approx(theirs(rows, name, depth or 0.0)), name
+
+
+def test_parameters_of_the_file_hold_for_all():
+    text = "merge_method: linear\nmodels: [{model: a}, {model: b, parameters: {weight: 2}}]\nparameters: {weight: 1}"
+    assert recipe(text) == {
+        "use": "merge.linear", "experts": ["a", "b"], "set": {"weights": [1.0, 2.0], "normalize": True}
+    }  # fmt: skip
+
+
+def test_task_arithmetic_normalised():
+    text = """{merge_method: task_arithmetic, base_model: base, parameters: {normalize: true, lambda: 0.5},
+    models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 3}}]}"""
+    assert recipe(text)["set"] == {"weights": [0.25, 0.75], "scale": 0.5}
+    plain = recipe(text.replace("normalize: true, ", ""))
+    assert plain["set"]["weights"] == [1.0, 3.0] and "dtype" not in plain
+    zero = recipe(text.replace("weight: 3", "weight: -1"))
+    assert zero["set"]["weights"] == [1.0, -1.0]
+
+
+def test_density_is_one_unless_given():
+    text = "{merge_method: ties, base_model: base, models: [{model: a, parameters: {weight: 1}}]}"
+    fields = recipe(text)["set"]
+    assert fields["density"] == 1.0 and "densities" not in fields
+    base, expert = {"w": torch.zeros(3)}, {"w": torch.tensor([1.0, 2.0, 3.0])}
+    made = transform_tensors(method("merge.ties", **fields), base, [expert], Context())
+    assert made["w"].tolist() == [1.0, 2.0, 3.0]
+
+
+HEAD = "merge_method: ties\nbase_model: base\nmodels:\n  - model: a\n    parameters: {weight: 1}\n"
+WRONG = [
+    ("merge_method: tie\nmodels: []", "file.yaml:1: unknown merge_method 'tie'; did you mean 'ties'?"),
+    ("merge_method: slerp\nmodels: []", "file.yaml:1: unknown merge_method 'slerp'"),
+    ("merge_method: ties\nmodels: [{model: a}]", "file.yaml:1: ties needs a base_model"),
+    ("merge_method: linear\nmodels: []", "file.yaml:2: expected a list of models"),
+    ("merge_method: linear\nslices: []", "file.yaml:2: 'slices' is not taken over"),
+    (HEAD + "tokenizer: {source: union}", "file.yaml:6: 'tokenizer' is not taken over"),
+    (HEAD + "tokenizer_source: union", "file.yaml:6: no other tokenizer is put on"),
+    (HEAD + "dtyp: bfloat16", "file.yaml:6: unknown key 'dtyp'; did you mean 'dtype'?"),
+    (HEAD + "dtype: bf16", "file.yaml:6: unknown dtype 'bf16'; did you mean 'bfloat16'?"),
+    (HEAD + "parameters:\n  rescale: true", "file.yaml:7: unknown key 'rescale'"),
+    (HEAD + "parameters:\n  normalize: 1", "file.yaml:7: expected true or false, got 1"),
+    (HEAD + "parameters:\n  density: [0.1, x]", "file.yaml:7: expected a number or a list of numbers"),
+    (HEAD + "  - model: b\n", "file.yaml:6: 'weight' is not given for every tensor"),
+    (HEAD + "  - model: b+lora\n", "file.yaml:6: 'b+lora' is more than a name"),
+    (HEAD + "  - model: b@main\n", "file.yaml:6: 'b@main' is more than a name"),
+    (HEAD + "  - model: 3\n", "file.yaml:6: expected the name of a model"),
+    (HEAD + "  - model: b\n    parameters:\n      weight: [{filter: mlp}]", "file.yaml:8: expected {filter:"),
+    (HEAD + "  - model: b\n    parameters:\n      gamma: 0.1", "file.yaml:8: unknown key 'gamma'"),
+    (HEAD + "  - b", "file.yaml:6: expected a map"),
+    ("merge_method: ties\nbase_model: a\nmodels:\n  - model: a", "file.yaml:3: there is nothing to merge but the base"),
+    ("{merge_method: task_arithmetic, base_model: x, parameters: {normalize: true}, "
+     "models: [{model: a, parameters: {weight: [0, 1]}}]}", "file.yaml:1: normalize needs plain weights"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "says"), WRONG)
+def test_what_cannot_be_kept_is_named(text, says):
+    with pytest.raises(LuthierError) as fault:
+        recipe(text)
+    assert says in str(fault.value) and "\n" not in str(fault.value)

@@ -1,0 +1,106 @@
+"""The k-th largest of a stream: against a sort, on every way to it."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from luthier.kit import select
+from luthier.kit.select import kept, largest, trim
+
+
+def stream_of(members, stretch, sampled=1):
+    """Equal-length magnitudes in stretches; with `sample` every `sampled`-th."""
+
+    def stream(sample):
+        for start in range(0, len(members[0]), stretch):
+            if not sample or (start // stretch) % sampled == 0:
+                yield [m[start : start + stretch].clone() for m in members]
+
+    return stream
+
+
+def slow(values, keep):
+    return math.inf if keep == 0 else float(values.sort(descending=True).values[keep - 1])
+
+
+numbers = st.one_of(st.integers(0, 5).map(float), st.floats(0, 2.0**127, width=32))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(numbers, min_size=1, max_size=60), st.integers(1, 20), st.data())
+def test_every_way_equals_a_sort(values, stretch, data):
+    first = torch.tensor(values, dtype=torch.float32)
+    members = [first, first.flip(0) * 0.5]
+    keep = [data.draw(st.integers(0, len(values))) for _ in members]
+    wanted = [slow(m, k) for m, k in zip(members, keep, strict=True)]
+    stream = stream_of(members, stretch, sampled=3)
+    assert largest(stream, keep, len(values)) == wanted
+    assert select._by_bits(stream, keep) == wanted
+    before = select.SMALL, select.KEPT, select.SPREAD, select.THIN
+    try:
+        for small, room, spread in [(0, 1 << 22, 0.3), (0, 1 << 22, 0.0), (0, 2, 0.3), (1 << 20, 2, 0.3)]:
+            select.SMALL, select.KEPT, select.SPREAD, select.THIN = small, room, spread, 2
+            assert largest(stream, keep, len(values)) == wanted
+    finally:
+        select.SMALL, select.KEPT, select.SPREAD, select.THIN = before
+
+
+def many(seed, count):
+    gen = torch.Generator().manual_seed(seed)
+    return torch.randn(count, generator=gen).abs() * torch.linspace(0.5, 1, count)
+
+
+@pytest.mark.parametrize("density", [0.001, 0.2, 0.5, 0.999])
+def test_a_sample_is_enough(monkeypatch, density):
+    """Mixed stretches: the bracket holds the answer, no histogram is needed."""
+    monkeypatch.setattr(select, "SMALL", 0)
+    monkeypatch.setattr(select, "_by_bits", None)
+    values = many(1, 1 << 18)
+    keep = kept(density, len(values))
+    assert largest(stream_of([values], 1 << 11, 8), [keep], len(values)) == [slow(values, keep)]
+
+
+def test_a_misleading_sample_is_found_out(monkeypatch):
+    """All sampled stretches are tiny: the bracket lies below the answer, and the histograms find it."""
+    monkeypatch.setattr(select, "SMALL", 0)
+    values = many(2, 1 << 14).view(-1, 1 << 10)
+    values[::4] *= 1e-6
+    values = values.reshape(-1)
+    keep = kept(0.3, len(values))
+    assert largest(stream_of([values], 1 << 10, 4), [keep], len(values)) == [slow(values, keep)]
+
+
+def test_few_distinct_values(monkeypatch):
+    """Changes of bf16 models: whole plateaus, also where the bracket ends."""
+    monkeypatch.setattr(select, "SMALL", 0)
+    values = (many(3, 1 << 14) * 8).round() / 8
+    for keep in (1, 100, 5000, 12000, 1 << 14):
+        assert largest(stream_of([values], 1 << 9, 4), [keep], len(values)) == [slow(values, keep)]
+
+
+def test_answers_do_not_depend_on_room(monkeypatch):
+    values = many(4, 1 << 14)
+    monkeypatch.setattr(select, "SMALL", 0)
+    answers = set()
+    for room in (10, 1000, 1 << 20):
+        monkeypatch.setattr(select, "KEPT", room)
+        answers.add(largest(stream_of([values], 1 << 9, 4), [3000], len(values))[0])
+    assert answers == {slow(values, 3000)}
+
+
+def test_trim_keeps_what_equals_the_cut():
+    values = torch.tensor([0.0, -1.0, 1.0, 2.0, -3.0, 1e-45, -0.5])
+    assert trim(values, 1.0).tolist() == [0.0, -1.0, 1.0, 2.0, -3.0, 0.0, 0.0]
+    assert torch.equal(trim(values, 0.0), values)
+    assert trim(values, math.inf).abs().sum() == 0
+    assert trim(values, 1e-45)[5] == values[5]
+    just = torch.nextafter(torch.tensor(1.0), torch.tensor(2.0))
+    assert trim(torch.stack([just, torch.tensor(1.0)]), float(just)).tolist() == [float(just), 0.0]
+
+
+def test_kept():
+    assert [kept(d, 10) for d in (0.0, 0.01, 0.1, 0.29, 0.999, 1.0)] == [0, 1, 1, 2, 9, 10]
+    assert kept(0.5, 0) == 0

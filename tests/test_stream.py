@@ -1,0 +1,264 @@
+"""Streams: the canonical grid, what is refused, what is written."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from luthier.checkpoint.expert import open_expert
+from luthier.checkpoint.reader import Checkpoint
+from luthier.engine import stream
+from luthier.engine.stream import CHUNK, Memory, plan_transform, run_transform, transform_tensors
+from luthier.errors import LuthierError
+from luthier.kit.context import Context
+from luthier.merge.linear import Linear
+from luthier.merge.task_arithmetic import TaskArithmetic
+from luthier.merge.ties import Ties
+from luthier.shapes import Transform
+from luthier.testing import tiny
+
+WIDE = {"vocab_size": 2300, "hidden_size": 32}
+
+
+class Looks(Transform):
+    """Notes what it is shown; gives the base."""
+
+    by: str = "element"
+
+    @property
+    def granularity(self):
+        return self.by
+
+    def survey(self, inputs, ctx):
+        return [(p.name, p.start, tuple(p.base.shape)) for p in inputs.pieces()]
+
+    def transform(self, tensors, ctx):
+        assert all(e.shape == tensors.base.shape and e.dtype == torch.float32 for e in tensors.experts)
+        ctx.emit("piece", name=tensors.name, start=tensors.start, depth=tensors.depth, role=tensors.role)
+        return tensors.base
+
+
+class Drops(Transform):
+    """Leaves the head out."""
+
+    def plan(self, inputs):
+        import dataclasses
+
+        left = {n: t for n, t in inputs.tensors.items() if "lm_head" not in n}
+        return dataclasses.replace(inputs, tensors=left, config={**inputs.config, "tie_word_embeddings": True})
+
+    def transform(self, tensors, ctx):
+        return tensors.base
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    base = tiny.checkpoint(root / "base", 0, **WIDE)
+    return [base, *(tiny.expert_of(base, seed, root / f"e{seed}") for seed in (1, 2))]
+
+
+def opened(folders):
+    base = Checkpoint.open(folders[0])
+    return base, [open_expert(f, base) for f in folders[1:]]
+
+
+def test_the_grid_of_elements():
+    size = 2 * CHUNK + 5
+    tensors = {"model.layers.1.w": torch.arange(size).float().view(1, size), "model.norm.weight": torch.ones(3)}
+    seen = []
+    ctx = Context(watch=lambda e: seen.append((e["name"], e["start"])) if e["kind"] == "piece" else None)
+    made = transform_tensors(Looks(), tensors, [tensors], ctx)
+    assert seen == [("model.layers.1.w", s) for s in (0, CHUNK, 2 * CHUNK)] + [("model.norm.weight", 0)]
+    assert all(torch.equal(made[n], tensors[n]) for n in tensors)
+
+
+@pytest.mark.parametrize(
+    ("by", "shapes"),
+    [("row", [(64, 10), (36, 10), (1, 7), (64, 6)]), ("tensor", [(100, 10), (7,), (4, 16, 6)])],
+)
+def test_the_grid_of_rows_and_tensors(by, shapes):
+    tensors = {"a": torch.randn(100, 10), "b": torch.randn(7), "c": torch.randn(4, 16, 6)}
+    method = Looks(by=by)
+    inputs = stream._prepare(method, Memory(tensors), [Memory(tensors)], torch.device("cpu"), 1 << 30, 1)
+    seen = [shape for _, _, shape in method.survey(inputs, Context())]
+    assert seen == shapes
+    made = transform_tensors(method, tensors, [tensors], Context())
+    assert all(torch.equal(made[n], tensors[n]) for n in tensors)
+
+
+def test_a_sample_is_one_piece_in_sixteen():
+    tensors = {"a": torch.zeros(5 * CHUNK), "b": torch.zeros(40 * CHUNK + 1)}
+    inputs = stream._prepare(Looks(), Memory(tensors), [Memory(tensors)], torch.device("cpu"), 1 << 30, 1)
+    places = [(p.name, p.start // CHUNK) for p in inputs.pieces(sample=True)]
+    assert places == [("a", 0), ("b", 11), ("b", 27)]
+    assert inputs.count == 45 * CHUNK + 1 and inputs.only("a").count == 5 * CHUNK
+
+
+def test_depth_and_role_reach_the_method(folders, tmp_path):
+    seen = {}
+    ctx = Context(watch=lambda e: seen.update({e["name"]: (e["depth"], e["role"])}) if e["kind"] == "piece" else None)
+    base, experts = opened(folders)
+    run_transform(Looks(), base, experts, tmp_path / "out", ctx)
+    assert seen["model.layers.0.self_attn.q_proj.weight"] == (0.0, "attn.q")
+    assert seen["model.layers.1.mlp.down_proj.weight"] == (1.0, "mlp.down")
+    assert seen["lm_head.weight"] == (None, "head")
+
+
+def test_what_is_written_loads_in_transformers(folders, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base, experts = opened(folders)
+    out = run_transform(Linear(), base, experts, tmp_path / "out", Context(), card="# Mean\n")
+    model = AutoModelForCausalLM.from_pretrained(out)
+    AutoTokenizer.from_pretrained(out)
+    assert (out / "README.md").read_text() == "# Mean\n"
+    one, two = (load_file(f / "model.safetensors") for f in folders[1:])
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.allclose(model.state_dict()[name], (one[name] + two[name]) / 2)
+
+
+def test_dtype_of_the_output(folders, tmp_path):
+    base, experts = opened(folders)
+    out = run_transform(TaskArithmetic(), base, experts, tmp_path / "out", Context(), dtype=torch.bfloat16)
+    assert {t.dtype for t in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+    assert plan_transform(TaskArithmetic(), base, experts, dtype=torch.bfloat16).write_bytes == base.nbytes // 2
+
+
+def test_plan_reads_no_weights(folders):
+    base, experts = opened(folders)
+    base.read_flat = experts[0].read_flat = None  # type: ignore[method-assign]
+    plan = plan_transform(Ties(), base, experts, memory=1 << 20, threads=3)
+    assert [t.name for t in plan.tensors] == list(base.tensors)
+    assert plan.write_bytes == base.nbytes and plan.read_bytes == 3 * base.nbytes
+    assert plan.seconds > 0 and plan.memory_bytes > 0
+
+
+def test_memory_does_not_grow_with_experts():
+    """The batch shrinks as models are added, down to one piece."""
+    tensors = {"a": torch.zeros(8)}
+    for experts in (1, 3, 15):
+        for threads in (1, 4):
+            held = [Memory(tensors)] * experts
+            inputs = stream._prepare(Looks(), held[0], held, torch.device("cpu"), 64 << 20, threads)
+            assert inputs.batch % CHUNK == 0 and CHUNK <= inputs.batch <= stream.BATCH
+            assert inputs.batch == CHUNK or threads * inputs.batch * 8 * (experts + 1) <= 64 << 20
+    assert stream._prepare(Looks(), held[0], held, torch.device("cpu"), 1, 1).batch == CHUNK
+
+
+def test_a_plan_may_leave_tensors_out(folders, tmp_path):
+    base, experts = opened(folders)
+    out = run_transform(Drops(), base, experts, tmp_path / "out", Context())
+    assert set(load_file(out / "model.safetensors")) == set(base.tensors) - {"lm_head.weight"}
+    assert Checkpoint.open(out).config["tie_word_embeddings"] is True
+
+
+def test_integers_are_the_bases(tmp_path):
+    def folder(name, value):
+        path = tiny.checkpoint(tmp_path / name, 0)
+        tensors = load_file(path / "model.safetensors") | {"model.steps": torch.full((70_000,), value)}
+        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+        return path
+
+    base = Checkpoint.open(folder("base", 7))
+    out = run_transform(Linear(), base, [Checkpoint.open(folder("e", 9))], tmp_path / "out", Context())
+    assert load_file(out / "model.safetensors")["model.steps"].tolist() == [7] * 70_000
+    made = transform_tensors(Linear(), {"n": torch.tensor([1]), "w": torch.zeros(2)},
+                             [{"n": torch.tensor([2]), "w": torch.ones(2)}], Context())  # fmt: skip
+    assert made["n"].tolist() == [1] and made["w"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("method", [Ties(), Linear()])
+def test_values_that_are_not_finite(folders, tmp_path, method, value):
+    bad = tiny.expert_of(folders[0], 5, tmp_path / "bad")
+    tensors = load_file(bad / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = value
+    save_file(tensors, bad / "model.safetensors", metadata={"format": "pt"})
+    base, experts = opened([*folders, bad])
+    with pytest.raises(LuthierError) as fault:
+        run_transform(method, base, experts, tmp_path / "out", Context(), threads=2)
+    text = str(fault.value)
+    assert "bad/model.safetensors" in text and "model.layers.1.mlp.up_proj.weight" in text and "\n" not in text
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad"]
+
+
+def test_sums_that_overflow_are_finite_values():
+    big = {"w": torch.full((8,), 3e38)}
+    assert transform_tensors(TaskArithmetic(), big, [big], Context())["w"].tolist() == big["w"].tolist()
+
+
+def test_other_models_are_refused(folders, tmp_path):
+    base, experts = opened(folders)
+
+    def refused(other, *words):
+        with pytest.raises(LuthierError) as fault:
+            run_transform(Linear(), base, [*experts, Checkpoint.open(other)], tmp_path / "out", Context())
+        assert all(w in str(fault.value) for w in words), fault.value
+        assert not (tmp_path / "out").exists()
+
+    words = "one vocabulary", "lm_head", "[2200, 32]", "[2300, 32]", str(folders[0])
+    refused(tiny.checkpoint(tmp_path / "v", 1, **{**WIDE, "vocab_size": 2200}), *words)
+    refused(tiny.checkpoint(tmp_path / "i", 1, **WIDE, intermediate_size=64), "one architecture", "mlp.")
+    refused(tiny.checkpoint(tmp_path / "more", 1, **WIDE, num_hidden_layers=3), "layers.2.", "is in this model only")
+    refused(tiny.checkpoint(tmp_path / "less", 1, **WIDE, num_hidden_layers=1), "layers.1.", "has no such tensor")
+    refused(tiny.checkpoint(tmp_path / "tied", 1, **WIDE, tie_word_embeddings=True), "lm_head", "has no such tensor")
+
+
+def test_roles_are_needed(folders, tmp_path):
+    base, experts = opened(folders)
+    with pytest.raises(LuthierError, match="merge.ties: needs a base"):
+        run_transform(Ties(), None, experts, tmp_path / "out", Context())
+    with pytest.raises(LuthierError, match="merge.linear: needs at least one expert"):
+        run_transform(Linear(), base, [], tmp_path / "out", Context())
+    out = run_transform(Linear(), None, experts[:1], tmp_path / "out", Context())
+    assert load_file(out / "model.safetensors").keys() == base.tensors.keys()
+
+
+def test_experts_may_be_deltas_and_adapters(folders, tmp_path):
+    """A LoRA adapter as an expert is the model with the adapter merged in."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folders[0]), LoraConfig(r=2, target_modules=["q_proj", "down_proj"])
+    )
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    model.save_pretrained(tmp_path / "adapter")
+    merged = model.merge_and_unload()
+    base, experts = opened([folders[0], tmp_path / "adapter"])
+    out = run_transform(TaskArithmetic(), base, experts, tmp_path / "out", Context())
+    made = load_file(out / "model.safetensors")
+    for name, p in merged.named_parameters():
+        assert torch.allclose(made[name], p, atol=1e-6), name
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(made[name], load_file(Path(folders[0]) / "model.safetensors")[name])
+
+
+def test_torchs_own_threads_are_given_back(folders, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        base, experts = opened(folders)
+        run_transform(Linear(), base, experts, tmp_path / "out", Context())
+        assert torch.get_num_threads() == 2
+        with pytest.raises(LuthierError):
+            run_transform(Ties(weights=[1.0]), base, experts, tmp_path / "out", Context())
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_progress_counts_pieces(folders, tmp_path):
+    seen = []
+    ctx = Context(watch=lambda e: seen.append(e) if e["kind"] == "progress" else None)
+    base, experts = opened(folders)
+    run_transform(Linear(), base, experts, tmp_path / "out", ctx)
+    pieces = sum(-(-t.numel // CHUNK) for t in base.tensors.values())
+    assert seen[-1]["done"] == seen[-1]["total"] == pieces and seen[0]["what"] == "merge.linear"
