@@ -106,7 +106,7 @@ class Lift(Tune):
     def _first(self, weights: Mapping[str, nn.Parameter], ctx: Ctx) -> dict[str, Tensor]:
         made: dict[str, Tensor] = {}
         for name in ctx.progress(list(weights), what="choosing the entries to train"):
-            check_finite(name, weights[name].detach())
+            check_finite(name, weights[name].detach(), where="the model to tune")
             made[f"{name}/index"], made[f"{name}/vectors"] = self.mask(weights[name])
         return made
 
