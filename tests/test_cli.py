@@ -241,3 +241,48 @@ def test_every_command_has_help_and_options_with_words():
     for verb in VERBS:
         done = subprocess.run([sys.executable, "-m", "luthier", verb, "--help"], capture_output=True, text=True)
         assert done.returncode == 0 and f"usage: luthier {verb}" in done.stdout
+
+
+MERGEKIT = """merge_method: ties
+base_model: base
+models:
+  - model: one
+    parameters: {density: 0.5, weight: 0.5}
+dtype: bfloat16
+"""
+
+
+def test_merge_reads_mergekit_files(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    (tmp_path / "mk.yaml").write_text(MERGEKIT)
+    code, _, err = said(capsys, "merge", str(tmp_path / "mk.yaml"), str(tmp_path / "out"))
+    assert code == 0, err
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    (tmp_path / "mk.yaml").write_text(MERGEKIT.replace("density", "densty"))
+    code, _, err = said(capsys, "merge", str(tmp_path / "mk.yaml"), str(tmp_path / "no"))
+    assert code == 2 and "mk.yaml:5" in err and "did you mean 'density'?" in err
+    code, _, err = said(capsys, "run", str(tmp_path / "mk.yaml"))
+    assert code == 2 and "use luthier merge" in err
+
+
+def test_test_and_reproduce(tmp_path, capsys):
+    code, out, _ = said(capsys, "test", "norm.rms")
+    assert code == 0 and "norm.rms: " in out.splitlines()[-1] and "FAILED" not in out
+
+
+def test_ctrl_c_ends_with_one_line_and_code_130(monkeypatch, capsys):
+    def stop(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("luthier.cli_show.do_list", stop)
+    code, _, err = said(capsys, "list")
+    assert code == 130 and err.strip() == "luthier: stopped; run again to go on"
+
+
+def test_a_fault_of_ours_is_one_line_and_code_1(monkeypatch, capsys):
+    def break_(args):
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("luthier.cli_show.do_list", break_)
+    code, _, err = said(capsys, "list")
+    assert code == 1 and err == "luthier: RuntimeError: two lines; --debug shows where it came from\n"

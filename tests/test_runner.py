@@ -246,7 +246,7 @@ SCRIPT = "import sys, json, luthier; luthier.run(json.loads(sys.argv[1]), folder
 
 
 def test_a_killed_run_goes_on_where_it_broke(home, tmp_path):
-    raw = a_recipe(home, steps=400, save_every=5)
+    raw = a_recipe(home, steps=150, save_every=10)
     raw["steps"] = {"a": raw["steps"]["a"]}
     command = [sys.executable, "-c", SCRIPT, json.dumps(raw)]
     child = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
@@ -264,7 +264,7 @@ def test_a_killed_run_goes_on_where_it_broke(home, tmp_path):
 
 
 def test_ctrl_c_is_recorded_and_the_run_goes_on(home, tmp_path):
-    raw = a_recipe(home, steps=400)
+    raw = a_recipe(home, steps=60)
     raw["steps"] = {"a": raw["steps"]["a"]}
     stopped = []
 
@@ -278,4 +278,49 @@ def test_ctrl_c_is_recorded_and_the_run_goes_on(home, tmp_path):
     assert [r.status for r in Ledger(tmp_path).records()] == ["interrupted"]
     done = luthier.run(raw, folder=tmp_path)
     assert [r.status for r in Ledger(tmp_path).records()] == ["interrupted", "done"]
-    assert done.records["a"].metrics["steps"] == 400
+    assert done.records["a"].metrics["steps"] == 60
+
+
+def test_what_a_tune_changed_is_an_expert_of_its_own(first, home, tmp_path):
+    run, _ = first
+    delta = run.folder / run.records["b"].artefacts["delta"]
+    raw = {"luthier": 1, "steps": {"m": {
+        "use": "merge.task_arithmetic", "base": str(home / "base"), "experts": [str(delta)]}}}  # fmt: skip
+    made = luthier.run(raw, folder=tmp_path)
+    tuned, merged = weights(run.path("b")), weights(made.path("m"))
+    for name in tuned:
+        torch.testing.assert_close(merged[name], tuned[name], atol=1e-7, rtol=0)
+    assert len(made.records["m"].inputs["experts"][0]["hash"]) == 64
+
+
+def test_a_change_whose_base_is_a_step_waits_for_it(first, home, tmp_path):
+    run, _ = first
+    raw = a_recipe(home)
+    delta = str(run.folder / run.records["b"].artefacts["delta"])
+    raw["steps"] = {"a": raw["steps"]["a"], "m": {"use": "merge.linear", "base": "a", "experts": ["a", delta]}}
+    assert luthier.run(raw, folder=tmp_path).records["m"].status == "done"
+
+
+def test_a_model_from_nothing(home, tmp_path):
+    raw = a_recipe(home)
+    new = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+           "slots": {"ffn": {"use": "block.moe", "set": {"experts": 4}}}}  # fmt: skip
+    step = {**raw["steps"]["a"], "model": {"new": new, "tokenizer": {"train": "book", "size": 300}}}
+    raw["steps"] = {"a": step, "loss": {"use": "eval.perplexity", "models": "a", "data": "book"}}
+    events = []
+    run = luthier.run(raw, folder=tmp_path, watch=events.append)
+    from transformers import AutoConfig, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(run.path("a"))
+    assert config.model_type == "luthier" and config.vocab_size == len(AutoTokenizer.from_pretrained(run.path("a")))
+    assert run.table("loss").rows
+    plan = next(e["plan"] for e in events if e["kind"] == "plan")
+    assert plan.steps[0].params == pytest.approx(run.records["a"].metrics["trainable"], rel=0.05)
+    again = luthier.run(raw, folder=tmp_path / "again")
+    assert again.records["a"].output == run.records["a"].output
+
+
+def test_a_launcher_with_several_processes_is_refused(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(LuthierError, match="runs in one process"):
+        luthier.run(a_recipe(home), folder=tmp_path)

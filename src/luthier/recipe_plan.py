@@ -18,6 +18,7 @@ from typing import Any
 from luthier.errors import LuthierError
 from luthier.ledger import Ledger, Record, machine
 from luthier.recipe import Recipe
+from luthier.recipe_inputs import is_change
 from luthier.recipe_size import Size, size_of, size_of_new, trainable
 from luthier.recipe_steps import Step
 
@@ -240,8 +241,11 @@ class _Planning:
         return self._size(value, step) if value else None
 
     def _size(self, name: str, step: Step) -> Size | None:
+        base = step.roles.get("base")
         if name in self.recipe.steps:
             return self.sizes.get(name)
+        if base in self.recipe.steps and is_change(Path(name).expanduser()):  # as large as what it changes
+            return self.sizes.get(base)
         if name not in self.sizes:
             self.sizes[name] = size_of(self.inputs.model(name, step))
         return self.sizes[name]
