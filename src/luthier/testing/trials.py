@@ -7,6 +7,7 @@ heavy once and forks for each fault, so a trial costs the checks and little more
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -22,32 +23,37 @@ ROOM = 10
 
 def main() -> None:
     task = json.loads(sys.stdin.read())
-    _load_what_is_heavy()
     target = Path(task["target"])
+    _load(["pytest", "torch", "transformers.models.llama.modeling_llama"])
     before = _children_seconds()
-    fault = _forked(task, None)
-    if fault:
-        _say({"fault": fault})
+    sound = _forked(task, None)
+    if sound["noticed"]:
+        _say({"fault": sound["noticed"]})
         return
+    _load(sound["modules"])
     limit = int(ROOM * (_children_seconds() - before)) + ROOM
-    sound = target.read_text(encoding="utf-8")
+    text = target.read_text(encoding="utf-8")
     for i, mutant in enumerate(task["mutants"]):
         target.write_text(mutant["text"], encoding="utf-8")
-        _say({"i": i, "caught": _forked(task, limit)})
-    target.write_text(sound, encoding="utf-8")
+        _say({"i": i, "caught": _forked(task, limit)["noticed"]})
+    target.write_text(text, encoding="utf-8")
 
 
-def _load_what_is_heavy() -> None:
-    """Everything but luthier itself, which each fork imports anew with the fault in it."""
-    import pytest  # noqa: F401
-    import torch
-    import transformers.models.llama.modeling_llama  # noqa: F401
-
-    torch.set_num_threads(1)
+def _load(names: list[str]) -> None:
+    """Import what every trial would, but luthier itself: each fork imports that anew, with the fault in it."""
+    for name in names:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
 
 
-def _forked(task: dict[str, Any], seconds: int | None) -> str:
-    """What noticed the fault in the file as it stands now, "" if nothing did."""
+def _foreign() -> list[str]:
+    """The modules loaded so far that are neither luthier's nor tests."""
+    ours = ("luthier", "test", "toys", "conftest", "golden", "contracts", "__main__", "_pytest", "py.")
+    return [n for n, m in sys.modules.items() if not n.startswith(ours) and getattr(m, "__spec__", None)]
+
+
+def _forked(task: dict[str, Any], seconds: int | None) -> dict[str, Any]:
+    """What noticed the fault in the file as it stands now, "" if nothing did, and the modules it took."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -57,17 +63,22 @@ def _forked(task: dict[str, Any], seconds: int | None) -> str:
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
-        os.write(write, noticed(task["id"], task["golden"]).encode()[:4000])
+        result = {"noticed": noticed(task["id"], task["golden"])}
+        with os.fdopen(write, "w") as pipe:
+            json.dump(result if seconds else result | {"modules": _foreign()}, pipe)
         os._exit(0)
     os.close(write)
     with os.fdopen(read) as pipe:
         said = pipe.read()
     _, status = os.waitpid(child, 0)
-    return said if status == 0 else "crash or endless loop"
+    return json.loads(said) if status == 0 else {"noticed": "crash or endless loop"}
 
 
 def noticed(id_: str, vectors: str) -> str:
     """The first test that fails: golden vectors, then the contract, quick checks first."""
+    import torch
+
+    torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     try:
         if vectors and _golden(vectors):
