@@ -68,6 +68,8 @@ def test_two_processes_are_one_on_the_same_global_batch(ranked, case):
 
 def test_a_parameter_without_gradient_anywhere_is_left_alone(ranked):
     """Weight decay would shrink it; one that has a gradient on a single process moves on both."""
+    touched = [json.loads((ranked / f"rank-{rank}.json").read_text())["touched"] for rank in range(2)]
+    assert any(a != b for a, b in zip(*touched, strict=True))
     learned = load_file(ranked / "odd-1.out")
     assert learned["never"].tolist() == [1.0, 1.0]
     assert max(learned["odd"].tolist()) < 0.99

@@ -194,7 +194,9 @@ class Odd(Objective):
 
     def loss(self, model, batch, ctx):
         loss = NextToken().loss(model, batch, ctx)
-        if int(batch["attention_mask"][0].sum()) % 2:
+        touched = int(batch["attention_mask"][0].sum()) % 3 == 0
+        TOUCHED.append(touched)
+        if touched:
             return Loss(loss.total + model.odd.square().sum(), {}, loss.count)
         return Loss(loss.total, {}, loss.count)
 
@@ -211,6 +213,7 @@ class Poisoned(Objective):
 
 ASKED: list[int] = []
 SENT: list[int] = []
+TOUCHED: list[bool] = []
 CASES: dict[str, tuple[Tune, Objective, Optim]] = {
     "full": (Full(), NextToken(), SGD()),
     "full adam": (Full(), NextToken(), AdamW(eps=1e-4)),
@@ -254,11 +257,13 @@ def one_rank(folder: Path, rank: int, port: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
     count_what_is_sent()
+    TOUCHED.clear()  # of what ran before the fork
     told = {"sent": {}}
     for case in CASES:
         SENT.clear()
         keep(fit(case, folder / case, rank), folder / f"{case}-{rank}.out")
         told["sent"][case] = sum(SENT)
+    told["touched"] = [any(TOUCHED[i : i + 2]) for i in range(0, 10, 2)]  # by step
     told["interrupted"] = interrupted(folder, rank)
     keep(fit("random", folder / "stop", rank), folder / f"resumed-{rank}.out")
     ASKED.clear()
