@@ -22,8 +22,8 @@ from luthier.recipe_inputs import is_change
 from luthier.recipe_size import Size, size_of, size_of_new, trainable
 from luthier.recipe_steps import Step
 
-CPU_RATE = {"fp32": 8e10, "bf16": 1.6e11}
-"""floating-point operations a second and core, where nothing was measured: between old and new server cores"""
+CPU_RATE = {"fp32": 1e11, "bf16": 2e11}
+"""floating-point operations a second and core, where nothing was measured: those of a recent server core"""
 ACCELERATOR_RATE = 2e13
 CHARS_PER_TOKEN = 3.5
 START_SECONDS = 3.0
@@ -215,13 +215,13 @@ class _Planning:
         }  # fmt: skip
 
     def _looked_at(self, step: Step, name: str) -> float:
-        """Tokens through a model, for each measure the step makes; written tokens count three times."""
+        """Tokens through a model, for each measure the step makes; of an answer half of what is allowed."""
         data, total = self.inputs.data[name], 0.0
         for method in step.methods():
             most = getattr(method, "max_items", None) or len(data.test)
             length = self._length(name, getattr(method, "max_length", None) or 512)
             if method.id == "eval.accuracy" and data.scored:
-                total += min(most, len(data.test)) * (length + 3 * 32)
+                total += min(most, len(data.test)) * (length + getattr(method, "max_new_tokens", 32) / 2)
             elif method.id != "eval.compare" and hasattr(method, "max_items"):
                 total += min(most, len(data.test)) * length
         return total or len(data.test) * self._length(name, 512)
