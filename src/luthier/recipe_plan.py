@@ -244,8 +244,8 @@ class _Planning:
         base = step.roles.get("base")
         if name in self.recipe.steps:
             return self.sizes.get(name)
-        if base in self.recipe.steps and is_change(Path(name).expanduser()):  # as large as what it changes
-            return self.sizes.get(base)
+        if base in self.recipe.steps and is_change(Path(name).expanduser()):
+            return self.sizes.get(str(base))  # as large as what it changes
         if name not in self.sizes:
             self.sizes[name] = size_of(self.inputs.model(name, step))
         return self.sizes[name]
