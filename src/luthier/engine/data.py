@@ -203,7 +203,7 @@ class GymData(OpenData):
         raise LuthierError(
             f"gym:{self.family} gave only {len(sides[0])} training and {len(sides[1])} test items that differ"
             f" in {self._dataset.size} tries",
-            where="split", do="ask for fewer, or widen its settings under set",
+            where=f"data.{self.name}.split", do="ask for fewer, or widen its settings under set",
         )  # fmt: skip
 
 
@@ -248,9 +248,8 @@ class StoredData(OpenData):
         if isinstance(self.spec.split.get("test"), int):
             test = test[: self.spec.split["test"]]
         if not test and self.spec.split.get("test") != 0:
-            raise LuthierError(
-                f"{self.spec.place} has too little for a test set", where="split.test", do="give a count"
-            )
+            what = f"{self.spec.place} has too little for a test set"
+            raise LuthierError(what, where=f"data.{self.name}.split", do="give test a count")
         return train, test
 
 

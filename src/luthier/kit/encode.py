@@ -46,8 +46,10 @@ def encode(item: Item, tokenizer: Any, max_length: int | None = None) -> Row:
     if item.messages is not None:
         ids, labels = _conversation(item.messages, tokenizer)
     else:
+        if item.answer is None:
+            raise LuthierError(f"item {item.id} has a prompt and no answer", do="leave such items out")
         ids = prompt_ids(item, tokenizer)
-        answer = _plain(item.answer or "", tokenizer) + _end(tokenizer)
+        answer = _plain(item.answer, tokenizer) + _end(tokenizer)
         ids, labels = ids + answer, [IGNORE] * len(ids) + answer
     keep = -max_length if max_length else None
     return Row(tuple(ids[keep:]), tuple(labels[keep:]))

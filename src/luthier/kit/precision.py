@@ -13,7 +13,8 @@ HALF = (torch.bfloat16, torch.float16)
 
 @cache
 def has_half(device: torch.device) -> bool:
-    """Whether the device computes in 16 bits itself. A CPU without such units is some 4 times slower in bf16 than in fp32."""
+    """Whether the device computes in 16 bits itself. A CPU without such units takes some 4 times longer in
+    bf16 than in fp32."""
     if device.type != "cpu":
         return True
     tell: Any = getattr(torch.cpu, "get_capabilities", None)
@@ -27,7 +28,7 @@ def working(stored: torch.dtype, device: torch.device) -> torch.dtype:
 
 @torch.no_grad()
 def cast_(model: nn.Module, dtype: torch.dtype) -> Any:
-    """Change the dtype of the floating-point parameters in place, buffers kept: rotary frequencies in bf16 spoil logits."""
+    """Change the floating-point parameters' dtype in place. Buffers stay: rotary frequencies in bf16 spoil logits."""
     for p in model.parameters():
         if p.is_floating_point():
             p.data = p.data.to(dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,9 +61,11 @@ def sign_flip(
     if len(d_N) < 2:
         return _too_few(d_N)
     v_N = w_N / w_N.sum()
-    flips_RN, exact = _flips(len(d_N), resamples, generator)
+    exact = 2 ** len(d_N) <= resamples
     mean = float(d_N @ v_N)
-    a_R, b_R = flips_RN @ (d_N * v_N), flips_RN @ v_N  # a flipped mean of the shifted data is a - shift * b
+    signs = _all_signs(len(d_N)) if exact else _drawn_signs(len(d_N), resamples, generator)
+    pairs = [(s_RN @ (d_N * v_N), s_RN @ v_N) for s_RN in signs]
+    a_R, b_R = (torch.cat(parts) for parts in zip(*pairs, strict=True))  # flipped and shifted: a - shift * b
 
     def p_of(shift: float) -> float:
         hits = int(((a_R - shift * b_R).abs() >= abs(mean - shift) * (1 - 1e-12) - 1e-15).sum())
@@ -124,11 +126,14 @@ def t_quantile(p: float, freedom: int) -> float:
     return _bisect(lambda t: t_cdf(t, freedom) < p, 0.0, high)
 
 
-def _flips(n: int, resamples: int, generator: Generator | None) -> tuple[Tensor, bool]:
-    if 2**n <= resamples:
-        codes = torch.arange(2**n)[:, None]
-        return ((codes >> torch.arange(n)) & 1).double() * 2 - 1, True
-    return torch.randint(2, (resamples, n), generator=generator).double() * 2 - 1, False
+def _all_signs(n: int) -> Iterator[Tensor]:
+    codes = torch.arange(2**n)[:, None]
+    yield ((codes >> torch.arange(n)) & 1).double() * 2 - 1
+
+
+def _drawn_signs(n: int, resamples: int, generator: Generator | None) -> Iterator[Tensor]:
+    for start in range(0, resamples, step := max(1, _CHUNK // n)):
+        yield torch.randint(2, (min(step, resamples - start), n), generator=generator).double() * 2 - 1
 
 
 def _edge(p_of: Callable[[float], float], mean: float, d_N: Tensor, side: int, alpha: float) -> float:
