@@ -315,6 +315,14 @@ def test_an_adapter_written_here_is_one_peft_loads(tmp_path):
         assert again.changes[name].scale == pytest.approx(change.scale, rel=1e-12)
 
 
+def test_what_an_adapter_cannot_hold_is_not_written_as_one(tmp_path):
+    one = LowRank(torch.ones(1, 2), torch.ones(3, 1), 1.0)
+    for other in (LowRank(one.a, one.b, 1.0, transposed=True), LowRank(one.a, one.b, 1.0, full=torch.ones(3, 2))):
+        with pytest.raises(LuthierError, match="one orientation"):
+            Delta({"a.weight": one, "b.weight": other}).save(tmp_path / "lora")
+    assert not list(tmp_path.iterdir())
+
+
 REFUSED = {
     "IA3": ({"peft_type": "IA3"}, "only LORA"),
     "DoRA": ({"use_dora": True}, "use_dora"),

@@ -165,6 +165,14 @@ def test_words_are_split_as_the_file_says(tmp_path, model, pre, digits):
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
+def test_a_tokenizer_split_in_other_ways_is_read_by_transformers(tmp_path, model):
+    path = write_gguf(tmp_path / "t.gguf", model, pre="qwen2", drop=("lm_head.weight",))
+    tokenizer = AutoTokenizer.from_pretrained(from_gguf(path, tmp_path / "out"))
+    text = "the  tin 2024"
+    assert tokenizer.decode(tokenizer(text).input_ids) == text and tokenizer.eos_token == "<eos>"
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False) == "<|start|>x"
+
+
 def test_other_quantisers_are_left_to_the_package(tmp_path):
     raw = np.random.default_rng(0).integers(0, 60, (3, 144), dtype=np.uint8)  # 3 rows of 256 in Q4_K
     out = gguf.GGUFWriter(tmp_path / "k.gguf", "llama")
@@ -185,6 +193,8 @@ def test_the_size_of_a_head_follows_where_the_file_does_not_say_it(tmp_path, mod
 REFUSED = {
     "another architecture": ({"general__architecture": "mamba"}, "architecture 'mamba'"),
     "a mixture": ({"llama__expert_count": 8}, "dense llama"),
+    "no layers": ({"llama__block_count": 0}, "llama.block_count should be a number above 0, is 0"),
+    "a word for a number": ({"llama__block_count": "two"}, "should be a number above 0, is 'two'"),
     "scaled rotary": ({"llama__rope__scaling__type": "yarn"}, "rotary"),
 }
 

@@ -209,6 +209,14 @@ def test_shards_keep_their_limit_unless_one_tensor_is_larger(tmp_path):
         assert len(held) == 1 or sum(held) <= 9000
 
 
+def test_the_whole_file_is_claimed_before_a_stretch_is_written(tmp_path):
+    source = Checkpoint.open(tiny.checkpoint(tmp_path / "m"))
+    (tmp_path / "out").mkdir()
+    with ShardWriter(tmp_path / "out", source.tensors.values()):
+        stat = (tmp_path / "out" / "model.safetensors").stat()
+        assert stat.st_blocks * 512 >= source.nbytes and stat.st_size > source.nbytes
+
+
 def test_values_are_cast_to_the_declared_dtype_and_must_fit(tmp_path):
     Info = type(next(iter(Checkpoint.open(tiny.checkpoint(tmp_path / "m")).tensors.values())))
     info = Info("w", torch.bfloat16, (2, 3), tmp_path, 0, 12)
