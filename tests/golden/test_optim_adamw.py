@@ -115,3 +115,17 @@ def test_betas_stay_below_one():
 
     with pytest.raises(LuthierError, match="stay below 1"):
         AdamW(betas=(0.9, 1.0))
+
+
+def test_defaults_are_the_papers_and_torchs():
+    """β 0.9 and 0.999, ε 1e-8, no decay, the fused kernel; a group without a rate has torch's 1e-3."""
+    leaf = torch.tensor([3.0], requires_grad=True)
+    optimizer = AdamW().make([leaf], [{"params": [leaf]}])
+    told = {key: optimizer.defaults[key] for key in ("betas", "eps", "weight_decay", "lr", "fused")}
+    assert told == {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "lr": 1e-3, "fused": True}
+    loop = AdamW(fused=False).make([leaf], [{"params": [leaf]}])
+    assert loop.defaults["fused"] is None and loop.defaults["foreach"] is False
+    own = AdamW().make([leaf], [{"params": [leaf], "per_entry": True}])
+    assert {key: own.defaults[key] for key in ("betas", "eps", "weight_decay", "lr")} == {
+        key: value for key, value in told.items() if key != "fused"
+    }
