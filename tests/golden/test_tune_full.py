@@ -54,3 +54,11 @@ def test_delta_is_new_and_old():
         assert torch.equal(change.old, base[name].view(-1))
         assert torch.equal(change.new, run.weights()[name].view(-1))
     assert isinstance(run.tuned.bake(), nn.Module)
+
+
+def test_the_others_ask_for_no_gradient():
+    """So backward does no work for them; the state is plain, without a graph."""
+    tuned = Full(targets=("*.down_proj.weight",)).bind(tiny.llama(), Context())
+    asking = {n for n, p in tuned.model.named_parameters() if p.requires_grad}
+    assert asking == set(tuned.state()) == {f"model.layers.{i}.mlp.down_proj.weight" for i in (0, 1)}
+    assert not any(value.requires_grad for value in tuned.state().values())

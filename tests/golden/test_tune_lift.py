@@ -158,3 +158,13 @@ def test_bind_uses_this_mask():
     for name, index in tuned.indices().items():
         W = model.get_parameter(name).detach()
         assert torch.equal(as_mask(index, W.shape), slow_mask(W, round(0.04 * W.numel()), 3)), name
+
+
+def test_defaults():
+    """The interval of the official argument parser, everything linear, one count a matrix, a warm refresh."""
+    told = Lift().to_dict()["set"]
+    assert told == {
+        "share": None, "lora_rank": None, "rank": None, "every": 200, "refresh": "warm", "block": 1,
+        "targets": ["linear"], "count": "leaf",
+    }  # fmt: skip
+    assert Lift().mask(torch.randn(40, 50))[0].numel() == 100

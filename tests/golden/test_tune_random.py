@@ -86,3 +86,20 @@ def test_training_is_masked_training(share):
         adam.step()
     for (name, mine), other in zip(model.named_parameters(), dense.parameters(), strict=True):
         assert torch.equal(mine, other), name
+
+
+def test_defaults_are_those_of_a_chosen_mask():
+    """So that a control differs in the choice alone: the fields that Lift has too have its defaults."""
+    from luthier.tune.lift import Lift
+
+    own, lift = Random().to_dict()["set"], Lift().to_dict()["set"]
+    assert own == {name: lift[name] for name in own}
+    assert own["every"] == 200 and own["share"] is None
+
+
+def test_one_budget_only():
+    from luthier.errors import LuthierError
+
+    with pytest.raises(LuthierError, match="two ways to say the same"):
+        Random(share=0.1, lora_rank=2)
+    assert Random(lora_rank=2).share is None
