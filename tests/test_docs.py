@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +39,8 @@ def test_code_blocks_run(page: str, tmp_path: Path) -> None:
             continue
         if mark.startswith("file: "):
             path = tmp_path / mark.removeprefix("file: ")
+            if mark.startswith("file: luthier/") and not (tmp_path / "luthier").exists():
+                shutil.copytree(ROOT / "src" / "luthier", tmp_path / "luthier")  # the page adds to the package
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(body)
         if kind == "python" and (not mark.startswith("file: ") or "apply" in body):
@@ -46,7 +50,7 @@ def test_code_blocks_run(page: str, tmp_path: Path) -> None:
             ran += 1
         if kind == "bash":
             for line in body.splitlines():
-                words = line.split("#")[0].split()
+                words = shlex.split(line, comments=True)
                 if words and words[0] == "luthier":
                     run([sys.executable, "-m", "luthier.cli", *words[1:]], tmp_path)
                     ran += 1

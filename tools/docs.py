@@ -1,4 +1,4 @@
-"""Write the generated parts of the docs: the table of methods, the quick start's output, the errata.
+"""Write the generated parts of the docs: the table of methods, the quick start's output, errata, benchmarks.
 
 usage: python tools/docs.py [RUN]      (RUN: the folder of a quick start; without it that part stays)
 """
@@ -40,11 +40,35 @@ def readme(text: str, run: Path | None = None) -> str:
     return text
 
 
+def benchmarks() -> str:
+    """One section a file of benchmarks/results, as the scripts wrote them."""
+    lines = [
+        "# Benchmarks", "",
+        "Ratios within one run, on the machine named; absolute times mean little elsewhere. This page is generated "
+        "by `python tools/docs.py` from `benchmarks/results/`, which the scripts in `benchmarks/` write.",
+    ]  # fmt: skip
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        raw = json.loads(path.read_text())
+        versions = ", ".join(f"{k} {v}" for k, v in raw["versions"].items())
+        lines += ["", f"## {raw['benchmark']}", "", f"`{raw['command']}`, {raw['date']}; {versions}.", ""]
+        lines += [f"Goal: {goal}." for goal in ([raw["goal"]] if isinstance(raw["goal"], str) else raw["goal"])]
+        lines += [f"Note: {note}" for note in raw.get("notes", [])]
+        columns = list(dict.fromkeys(k for row in raw["rows"] for k in row))
+        lines += ["", "| " + " | ".join(c.replace("_", " ") for c in columns) + " |", "|" + " --- |" * len(columns)]
+        lines += ["| " + " | ".join(shown(row.get(c, "")) for c in columns) + " |" for row in raw["rows"]]
+    return "\n".join(lines) + "\n"
+
+
+def shown(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 100 else str(value)
+
+
 def main() -> None:
     run = Path(sys.argv[1]) if len(sys.argv) > 1 else None
     page = ROOT / "README.md"
     page.write_text(readme(page.read_text(), run))
     (ROOT / "docs" / "errata.md").write_text(errata())
+    (ROOT / "docs" / "benchmarks.md").write_text(benchmarks())
 
 
 if __name__ == "__main__":

@@ -38,8 +38,9 @@ class TrainSpec:
     clip: Positive | None = 1.0
     """largest norm of the gradient over all leaves; null never clips"""
     dtype: Literal["auto", "fp32", "bf16", "bf16-mixed"] = "auto"
-    """weights as they come (auto), in fp32 or in bf16, or fp32 weights under bf16 autocast. In pure bf16
-    small updates are lost to rounding, except by methods that keep fp32 copies of what they train."""
+    """weights as they come (auto; trained in fp32 and rounded once at the end where the machine only
+    emulates bf16), in fp32 or in bf16, or fp32 weights under bf16 autocast. In pure bf16 small updates
+    are lost to rounding, except by methods that keep fp32 copies of what they train."""
     max_length: Count = 512
     """tokens of the longest row"""
     pack: bool = False

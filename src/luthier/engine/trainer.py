@@ -34,6 +34,7 @@ from luthier.engine.spec import TrainSpec
 from luthier.errors import LuthierError
 from luthier.flows import Data
 from luthier.kit.context import Context
+from luthier.kit.precision import cast_, working
 from luthier.shapes import Objective, Optim, Tune, Tuned
 
 __all__ = ["Interrupted", "TrainResult", "TrainSpec", "train"]
@@ -86,7 +87,7 @@ def train(
     ctx = ctx.with_(device=ranks.device)
     sources: list[Any] = list(data) if isinstance(data, Sequence) else [data]
     feed = Feed(sources, tokenizer, spec, ctx, ranks.rank, ranks.world)
-    was_training = model.training
+    was_training, stored = model.training, next(model.parameters()).dtype
     _ready(model, spec, ranks)
     methods = {"tune": tune, "objective": objective, "optim": optim}
     decided = settings(model, sources, methods, spec, ctx, ranks.world)
@@ -95,6 +96,8 @@ def train(
     with torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []), ctrl_c() as asked:
         run.go(asked)
     model.train(was_training)
+    if spec.dtype == "auto":
+        cast_(model, stored)  # it may have been trained in fp32 where the stored dtype is only emulated
     return run.result()
 
 
@@ -277,9 +280,7 @@ class _Run:
 
 def _ready(model: nn.Module, spec: TrainSpec, ranks: Ranks) -> None:
     """Precision, device and checkpointing; the same weights on every process."""
-    if dtype := DTYPES.get(spec.dtype):
-        for p in model.parameters():  # not the buffers: rotary frequencies in bf16 spoil every logit
-            p.data = p.data.to(dtype)
+    cast_(model, DTYPES.get(spec.dtype) or working(next(model.parameters()).dtype, ranks.device))
     model.to(ranks.device)
     ranks.share_(model)
     if spec.checkpointing:

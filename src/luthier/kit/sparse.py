@@ -200,9 +200,10 @@ class Selected(Tuned):
         changes = {}
         for name, c in self._chosen.items():
             now = c.flat[c.touched]
+            before = c.before.to(now.dtype)  # exact: a training in a wider dtype started from these values
             bits = _BITS[now.element_size()]
-            moved = now.view(bits) != c.before.view(bits)
-            changes[name] = (c.touched[moved], c.before[moved], now[moved])
+            moved = now.view(bits) != before.view(bits)
+            changes[name] = (c.touched[moved], before[moved], now[moved])
         return self._pack(changes)
 
     def bake(self) -> nn.Module:

@@ -45,7 +45,8 @@ class Whole(Tuned):
         return {name: view for name, view in disk_views(self.model).items() if spots[name].live in self.weights}
 
     def delta(self) -> Delta:
-        return Delta.between(self._before, self._on_disk())
+        now = self._on_disk()  # in the dtype of the result, which a training in a wider one started from
+        return Delta.between({name: t.to(now[name].dtype) for name, t in self._before.items()}, now)
 
     def bake(self) -> nn.Module:
         for p, required in self._required.items():
