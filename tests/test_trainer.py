@@ -12,7 +12,7 @@ import torch
 
 from luthier.engine import saved
 from luthier.engine.feed import Feed
-from luthier.engine.moments import remap
+from luthier.engine.moments import load_optimizer, optimizer_state, remap
 from luthier.engine.trainer import Interrupted, TrainSpec, train
 from luthier.errors import LuthierError
 from luthier.flows import Loss, Remap
@@ -482,6 +482,31 @@ def test_leaves_whose_entries_change_places_train_as_if_they_stayed(tmp_path):
     still = fit(tmp_path / "b", Full(targets=("lm_head.weight",)), steps=6)
     assert gap(turned, still) < 1e-6
     assert gap(turned, fit(tmp_path / "c", Full(targets=("lm_head.weight",)), steps=5)) > 1e-3
+
+
+def test_an_objective_draws_anew_for_each_micro_batch_and_alike_in_a_resumed_run(tmp_path):
+    drawn = []
+
+    class Drawing(Objective):
+        def loss(self, model, batch, ctx):
+            drawn.append(float(torch.rand((), generator=ctx.rng("mask"))))
+            return NextToken().loss(model, batch, ctx)
+
+    fit(tmp_path, objective=Drawing(), accumulate=2, save_every=3)
+    assert len(set(drawn)) == len(drawn) == 8
+    fit(tmp_path, objective=Drawing(), accumulate=2, save_every=3)
+    assert drawn[8:] == drawn[6:8]
+
+
+def test_what_an_optimizer_keeps_in_its_groups_comes_back():
+    def made():
+        return torch.optim.SGD([{"params": [torch.zeros(2)]}, {"params": [torch.ones(3)]}], lr=0.1)
+
+    one, two = made(), made()
+    one.param_groups[1] |= {"weight_sum": 3.5, "betas": (0.5, 0.25)}
+    load_optimizer(two, optimizer_state(one))
+    assert two.param_groups[1]["weight_sum"] == 3.5 and two.param_groups[1]["betas"] == (0.5, 0.25)
+    assert two.param_groups[1]["params"][0].shape == (3,)
 
 
 def test_moved_entries_take_their_state_along():

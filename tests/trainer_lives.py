@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from luthier.engine import saved
+from luthier.engine import ddp, saved
 from luthier.engine.trainer import Interrupted, TrainSpec, train
 from luthier.errors import LuthierError
 from luthier.flows import Loss
@@ -256,6 +256,7 @@ def count_what_is_sent() -> None:
 def one_rank(folder: Path, rank: int, port: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    ddp.BUCKET = 1 << 12  # tiny models would fit into one
     count_what_is_sent()
     TOUCHED.clear()  # of what ran before the fork
     told = {"sent": {}}
