@@ -46,9 +46,14 @@ class Item:
 class Data(Protocol):
     """A named source, split once and for all into train and test items that share no id."""
 
-    name: str
-    train: Sequence[Item]
-    test: Sequence[Item]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def train(self) -> Sequence[Item]: ...
+
+    @property
+    def test(self) -> Sequence[Item]: ...
 
     @property
     def scored(self) -> bool:
@@ -63,7 +68,8 @@ class Data(Protocol):
 class Subject(Protocol):
     """A model that a Measure or Decode may open: named, loaded only while it is looked at."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def open(self) -> AbstractContextManager[tuple[nn.Module, Any]]:
         """The model in eval mode on the context's device, and its tokenizer."""

@@ -214,7 +214,7 @@ class _Host:
         """How many first tokens to compute once: 0 unless it pays and distances in the cache do not matter."""
         if len(prompts) < 2 or getattr(self.config, "sliding_window", None) or "position_ids" not in self.accepts:
             return 0
-        least, most = min(prompts), max(prompts)  # what the extremes share, all share
+        least, most = min(map(list, prompts)), max(map(list, prompts))  # what the extremes share, all share
         common = next((i for i, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), len(least))
         common = min(common, min(map(len, prompts)) - 1)  # every row needs a token of its own
         return common if common >= SHARED else 0

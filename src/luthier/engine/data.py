@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from itertools import islice
 from typing import Any, Literal
 
 import torch
 
 from luthier.engine import sources, tasks
+from luthier.engine.splits import chosen, shuffle_answers, unique, unit
 from luthier.errors import LuthierError, unknown
 from luthier.fields import FrozenMap, coerce, hints
 from luthier.flows import Ctx, Item
@@ -90,7 +89,7 @@ class DataSpec:
         return self.split.get("by")
 
 
-def check_data(name: str, spec: str | Mapping[str, Any]) -> DataSpec:
+def check_data(name: str, spec: str | Mapping[str, Any] | DataSpec) -> DataSpec:
     """A recipe's data entry, checked without reading anything; errors name `data.NAME.key`."""
     if isinstance(spec, DataSpec):
         return spec
@@ -124,12 +123,16 @@ class OpenData:
     def __init__(self, name: str, spec: DataSpec, ctx: Ctx):
         self.name, self.spec, self._ctx = name, spec, ctx
 
-    @cached_property
+    @property
     def train(self) -> Sequence[Item]:
-        items = self._sides[0]
-        return _shuffle_answers(items, self._key) if self.spec.answers == "shuffled" else items
+        return self._train
 
     @cached_property
+    def _train(self) -> Sequence[Item]:
+        items = self._sides[0]
+        return shuffle_answers(items, self._key) if self.spec.answers == "shuffled" else items
+
+    @property
     def test(self) -> Sequence[Item]:
         return self._sides[1]
 
@@ -194,7 +197,7 @@ class GymData(OpenData):
         if self.family in tasks.SLOW:
             self._ctx.emit("log", text=f"{self.name}: gym:{self.family} is slow to make, {sum(self._wanted)} items")
         for item in tasks.items(self._dataset, self.family):
-            side = int(_unit(item.id) < TEST_SHARE)
+            side = int(unit(item.id) < TEST_SHARE)
             if item.id not in seen and len(sides[side]) < self._wanted[side]:
                 sides[side].append(item)
             seen.add(item.id)
@@ -238,10 +241,10 @@ class StoredData(OpenData):
         for item, file_hash in self.source.items():
             groups.setdefault(file_hash if self._whole_files else item.id, []).append(item)
         names = sorted(groups)
-        test_names = _chosen(names, self.spec.split.get("test", 0.1), lambda name: len(groups[name]))
+        test_names = chosen(names, self.spec.split.get("test", 0.1), lambda name: len(groups[name]))
         left = [name for name in names if name not in test_names]
-        test = _unique((item for name in names if name in test_names for item in groups[name]), set())
-        train = _unique((item for name in left for item in groups[name]), {item.id for item in test})
+        test = unique((item for name in names if name in test_names for item in groups[name]), set())
+        train = unique((item for name in left for item in groups[name]), {item.id for item in test})
         size = self.spec.split.get("train")
         if size is not None:
             train = train[: size if isinstance(size, int) else round(size * (len(train) + len(test)))]
@@ -258,55 +261,9 @@ _OPEN: dict[str, Callable[[str, DataSpec, Ctx], OpenData]] = {
 }  # fmt: skip
 
 
-def _chosen(names: Sequence[str], size: int | float, weight: Callable[[str], int]) -> set[str]:
-    """The groups for testing: those whose hash is below the share, or the lowest ones that hold the count."""
-    if isinstance(size, float):
-        return {name for name in names if _unit(name) < size}
-    chosen, held = set(), 0
-    for name in names:
-        if held >= size:
-            break
-        chosen.add(name)
-        held += weight(name)
-    return chosen
-
-
-def _unique(items: Iterator[Item], seen: set[str]) -> list[Item]:
-    """Items not seen before, in the order of their ids, so that the first n are a fair sample."""
-    first: dict[str, Item] = {}
-    for item in items:
-        if item.id not in seen:
-            first.setdefault(item.id, item)
-    return [first[id_] for id_ in sorted(first)]
-
-
-def _shuffle_answers(items: Sequence[Item], key: int) -> list[Item]:
-    """The items with each other's answers: the same answers in all, none where it belongs if that can be."""
-    order = list(range(len(items)))
-    rng = random.Random(key)
-    rng.shuffle(order)
-    answers = [items[i].answer for i in order]
-    for i in range(len(items)):
-        if answers[i] != items[i].answer:
-            continue
-        start = rng.randrange(len(items))
-        places = (*range(start, len(items)), *range(start))
-        fits = (j for j in places if answers[j] != items[i].answer and answers[i] != items[j].answer)
-        j = next(islice(fits, 1), i)
-        answers[i], answers[j] = answers[j], answers[i]
-    return [
-        Item(id=item.id, prompt=item.prompt, answer=answer, meta=item.meta)
-        for item, answer in zip(items, answers, strict=True)
-    ]
-
-
 def _to_bytes(sides: Any) -> torch.Tensor:
     plain = [[{"id": i.id, "prompt": i.prompt, "answer": i.answer, "meta": dict(i.meta)} for i in s] for s in sides]
     return torch.frombuffer(bytearray(json.dumps(plain).encode()), dtype=torch.uint8)
-
-
-def _unit(digest: str) -> float:
-    return int(digest[:13], 16) / 16**13
 
 
 def _bare(text: str) -> str:
