@@ -14,6 +14,10 @@ from luthier.kit.context import Context
 from luthier.kit.encode import IGNORE, Row
 
 ITEMS, PROMPT, NEW = 24, 48, 32
+WAYS = {
+    "top-p": Sample(temperature=1.0, top_p=0.95, max_new_tokens=NEW),
+    "pure": Sample(temperature=1.0, max_new_tokens=NEW), "greedy": Sample(max_new_tokens=NEW),
+}  # fmt: skip
 
 
 def run(seed: int, ctx: Context) -> dict[str, float]:
@@ -24,8 +28,7 @@ def run(seed: int, ctx: Context) -> dict[str, float]:
     human = _nll([(ids[:PROMPT], ids[PROMPT:]) for ids in rows])
     found = {"human": human}
     forwards = 0
-    for name, fields in (("top-p", {"top_p": 0.95}), ("pure", {}), ("greedy", {"temperature": 0.0})):
-        method = Sample(max_new_tokens=NEW, **{"temperature": 1.0, **fields})
+    for name, method in WAYS.items():
         decoding = method.steps([(model, tokenizer)], [ids[:PROMPT] for ids in rows], ctx)
         for _ in decoding:
             pass
