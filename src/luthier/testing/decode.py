@@ -57,7 +57,8 @@ def outcome(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _greedy(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """transformers' own greedy generation, one prompt at a time."""
-    model, tokenizer = tiny.llama(), tiny.tokenizer()
+    model: Any = tiny.llama()
+    tokenizer = tiny.tokenizer()
     rows = []
     for prompt in PROMPTS:
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])

@@ -102,7 +102,8 @@ def _greedy(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     for one in subjects(*_named(given)):
         for item in data().test:
             ids = torch.tensor([prompt_ids(item, one.tokenizer)])
-            made = one.model.generate(
+            host: Any = one.model
+            made = host.generate(
                 ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=LENGTH, pad_token_id=0
             )[0, ids.shape[1] :]
             right = data().score(item, one.tokenizer.decode(made, skip_special_tokens=True)) == 1
