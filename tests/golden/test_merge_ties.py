@@ -120,6 +120,16 @@ def test_mergekit_form_is_mergekits(fields, theirs):
     assert hand(Ties(scope="tensor", on_tie="plus", **fields)) == pytest.approx(theirs, abs=1e-7)
 
 
+def test_a_negative_weight_alone_divides_by_itself():
+    """As in mergekit: the weighted changes 1 and -3 elect minus, and -3 over the weight -1 is 3."""
+    assert merged(Ties(density=1.0, weights=[1.0, -1.0]), [0.0], [[1.0], [3.0]]) == [3.0]
+
+
+def test_the_default_keeps_a_fifth():
+    row = [float(v) for v in range(1, 21)]
+    assert [v for v in merged(Ties(), [0.0] * 20, [row]) if v] == [17.0, 18.0, 19.0, 20.0]
+
+
 def test_mergekit_form_differs_from_the_paper():
     """Two tensors of different reach, weights that turn a vote, a tie: each changes the result."""
     theirs = hand(Ties(scope="tensor", on_tie="plus", weights=[0.7, 0.5, 0.3], density=0.5))

@@ -21,7 +21,8 @@ def run(seed: int, ctx: Context) -> dict[str, float]:
     losses = [domains.loss(weights, domain, seed, ctx) for weights in members]
     return {
         "method": domains.loss(soup, domain, seed, ctx), "control/best member": domains.loss(best, domain, seed, ctx),
-        "mean of the members": sum(losses) / len(losses), "base": domains.loss(domains.base(seed, ctx), domain, seed, ctx),
+        "mean of the members": sum(losses) / len(losses),
+        "base": domains.loss(domains.base(seed, ctx), domain, seed, ctx),
         "cost/members": float(len(RATES)), **domains.COST,
     }  # fmt: skip
 

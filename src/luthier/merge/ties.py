@@ -92,9 +92,9 @@ class Ties(Transform):
 
     def _trimmed(self, piece: Piece, cuts: dict[str, list[float]]) -> tuple[list[Tensor], Tensor]:
         """Every expert's trimmed and weighted change, and their sum."""
-        weights = each(self.weights, 1.0, piece, len(piece.experts))
         trimmed = [trim(c_N, cut) for c_N, cut in zip(changes(piece), cuts[piece.name], strict=True)]
         if self.weights is not None:
+            weights = each(self.weights, 1, piece, len(trimmed))
             trimmed = [change_N.mul_(weight) for change_N, weight in zip(trimmed, weights, strict=True)]
         return trimmed, functools.reduce(torch.add, trimmed)
 
