@@ -125,6 +125,15 @@ def test_reproduce_writes_and_keeps(written, tmp_path):
     assert not list((tmp_path / "docs").glob("*.part*"))
 
 
+def test_a_verdict_of_an_earlier_source_is_marked(written, tmp_path):
+    reproduce(["toy.one"], tmp_path / "docs")
+    assert "earlier source" not in (tmp_path / "docs" / "verdicts.md").read_text()
+    (tmp_path / "claims" / "toy_one.py").write_text("CLAIM = 1\n")
+    reproduce(["toy.far"], tmp_path / "docs")
+    page = (tmp_path / "docs" / "verdicts.md").read_text().splitlines()
+    assert ["earlier source" in line for line in page if "`toy." in line] == [False, True]
+
+
 def test_reproduce_on_unseen_seeds(written, tmp_path):
     (record,) = reproduce(["toy.one"], tmp_path, seeds=[7, 9])
     assert record["seeds"] == [7, 9]

@@ -151,4 +151,10 @@ def _evidence(r: Mapping[str, Any]) -> str:
 
 def _spent(r: Mapping[str, Any]) -> str:
     parts = [f"{value:,.0f} {name}" for name, value in r["cost"].items()]
-    return ", ".join([f"{len(r['seeds'])} seed{'s' * (len(r['seeds']) > 1)}", *parts, r["date"]])
+    changed = ["of an earlier source"] if is_stale(r) else []
+    return ", ".join([f"{len(r['seeds'])} seed{'s' * (len(r['seeds']) > 1)}", *parts, r["date"], *changed])
+
+
+def is_stale(r: Mapping[str, Any]) -> bool:
+    """Whether the method's or the claim's file has changed since the verdict, so that it should be rerun."""
+    return not file_of(r["id"]).exists() or source(r["id"]) != r["source"]
