@@ -189,6 +189,18 @@ def test_no_prompts_is_no_work():
     assert trace.tokens == () and trace.forwards == 0 and steps == []
 
 
+def test_our_own_decoder():
+    from luthier.model import build_model
+
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+    sizes = {"vocab_size": tiny.VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    model = tiny.redraw_(build_model({**sizes, "num_attention_heads": 4, **ids}, seed=0), 0).eval()
+    prompts = [f"they all begin alike and go on {end}" for end in ("so", "otherwise", "in a third way")]
+    trace, _ = run(Sample(max_new_tokens=10), prompts, model)
+    assert trace.tokens == tuple(generated(model, p, 10, do_sample=False) for p in prompts)
+    assert trace.forwards == 11  # what they share went first
+
+
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "qwen2"])
 def test_other_families(family):
     from transformers import AutoConfig, AutoModelForCausalLM
