@@ -55,37 +55,6 @@ def test_refine_turns_to_the_leading_vectors():
     assert torch.allclose(project(W.T, leading(W.T, 3)), exact.T, atol=1e-4)
 
 
-def test_masks_are_shared_between_specialists(tmp_path):
-    """Two steps of a run from the same weights compute the mask once; other weights or fields do not share."""
-    told = []
-    ctx = Context(step="math", cache=tmp_path, watch=told.append)
-    a = Lift(share=0.1).bind(tiny.llama(), ctx)
-    first = len(told)
-    b = Lift(share=0.1).bind(tiny.llama(), ctx.with_(step="python", seed=5))
-    assert first > 0 and len(told) == first
-    assert all(torch.equal(a.indices()[n], b.indices()[n]) for n in a.indices())
-    Lift(share=0.1, every=None, count="entry").bind(tiny.llama(), ctx)
-    assert len(told) == first
-    for again, fields in ((tiny.llama(1), {"share": 0.1}), (tiny.llama(), {"share": 0.2}), (tiny.llama(), {"rank": 2})):
-        before = len(told)
-        Lift(**fields).bind(again, ctx)
-        assert len(told) > before, fields
-
-
-@pytest.mark.parametrize("refresh", ["warm", "exact"])
-def test_refreshed_masks_are_those_of_the_moved_weights(refresh):
-    run = Run(Lift(every=3, refresh=refresh, rank=3), lr=0.05).steps(2)
-    before = {n: i.clone() for n, i in run.tuned.indices().items()}
-    run.steps(1)
-    changed = 0
-    for name, index in run.tuned.indices().items():
-        exact = Lift(rank=3).mask(run.model.get_parameter(name))[0]
-        assert jaccard(index, exact) > (0.999 if refresh == "exact" else 0.6), name
-        changed += not torch.equal(index, before[name])
-    assert changed > 3
-    assert bool(run.tuned.memory) == (refresh == "warm")
-
-
 def test_fused_experts():
     """In a mixture whose experts are one tensor in memory, each expert's matrix has its own budget, and the
     delta goes to disk under the names there."""
@@ -141,11 +110,3 @@ def test_targets_that_match_nothing_are_named():
         Lift(targets=("attn.q", "attn.z")).bind(tiny.llama(), Context())
     with pytest.raises(LuthierError, match="does not divide into 4 x 4"):
         Lift(block=4).bind(tiny.llama(intermediate_size=46), Context())
-
-
-def test_weights_that_are_not_finite_are_named():
-    model = tiny.llama()
-    with torch.no_grad():
-        model.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
-    with pytest.raises(LuthierError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
-        Lift().bind(model, Context())

@@ -156,3 +156,35 @@ def test_positions_are_passed_on():
     assert abs(with_positions.item() - theirs.item()) < 2e-6
     del given["position_ids"]
     assert abs(NextToken().loss(model, given, Context()).total.item() - theirs.item()) > 1e-4
+
+
+def test_one_label_and_one_row_at_a_time(monkeypatch):
+    """The mean over a single label is its own; a budget below one row of logits still lets one through."""
+    from luthier.objective import next_token
+
+    assert next_token.AT_ONCE * 4 == 256 * 2**20
+    model, given, seen = host("llama"), batch(), []
+    model.lm_head.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    monkeypatch.setattr(next_token, "AT_ONCE", 10)
+    with torch.no_grad():
+        NextToken().loss(model, given, Context())
+        assert seen == [1] * 19
+        given["labels"][:, 1:9] = -100
+        given["labels"][1:] = -100
+        loss = NextToken().loss(model, given, Context())
+        assert loss.count == 1 and abs(loss.total.item() - slow(model, given)[0]) < 2e-6
+
+
+@pytest.mark.parametrize(("chunk", "again"), [(19, []), (20, []), (18, [1, 18])])
+def test_recomputed_only_if_in_stretches(chunk, again):
+    """The head runs once where all fits, else again in the backward pass, which any way of asking may start."""
+    model, seen = host("llama"), []
+    loss = NextToken(chunk=chunk).loss(model, batch(), Context()).total
+    model.lm_head.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    torch.autograd.grad(loss, list(model.parameters()))
+    assert seen == again
+
+
+def test_terms_carry_no_gradient():
+    loss = NextToken().loss(host("olmoe"), batch(), Context())
+    assert set(loss.terms) == {"nll", "aux"} and not any(term.requires_grad for term in loss.terms.values())

@@ -6,10 +6,13 @@ import torch
 from torch import nn
 
 from luthier.engine.moments import remap
+from luthier.errors import LuthierError
 from luthier.kit.context import Context
 from luthier.kit.sparse import Selected
+from luthier.kit.top import jaccard
 from luthier.optim.adamw import AdamW
 from luthier.testing import tiny
+from luthier.testing.tune import Run
 from luthier.tune.lift import Lift
 
 BETAS, EPS, LR = (0.8, 0.9), 1e-3, 0.02
@@ -168,3 +171,77 @@ def test_defaults():
         "targets": ["linear"], "count": "leaf",
     }  # fmt: skip
     assert Lift().mask(torch.randn(40, 50))[0].numel() == 100
+
+
+def test_masks_are_shared_between_specialists(tmp_path):
+    """Two steps of a run from the same weights compute the mask once; other weights or fields do not share."""
+    told = []
+    ctx = Context(step="math", cache=tmp_path, watch=told.append)
+    a = Lift(share=0.1).bind(tiny.llama(), ctx)
+    first = len(told)
+    b = Lift(share=0.1).bind(tiny.llama(), ctx.with_(step="python", seed=5))
+    assert first > 0 and len(told) == first
+    assert all(torch.equal(a.indices()[n], b.indices()[n]) for n in a.indices())
+    Lift(share=0.1, every=None, count="entry").bind(tiny.llama(), ctx)
+    assert len(told) == first
+    for again, fields in ((tiny.llama(1), {"share": 0.1}), (tiny.llama(), {"share": 0.2}), (tiny.llama(), {"rank": 2})):
+        before = len(told)
+        Lift(**fields).bind(again, ctx)
+        assert len(told) > before, fields
+
+
+@pytest.mark.parametrize("refresh", ["warm", "exact"])
+def test_refreshed_masks_are_those_of_the_moved_weights(refresh):
+    run = Run(Lift(every=3, refresh=refresh, rank=3), lr=0.05).steps(2)
+    before = {n: i.clone() for n, i in run.tuned.indices().items()}
+    run.steps(1)
+    changed = 0
+    for name, index in run.tuned.indices().items():
+        exact = Lift(rank=3).mask(run.model.get_parameter(name))[0]
+        assert jaccard(index, exact) > (0.999 if refresh == "exact" else 0.6), name
+        changed += not torch.equal(index, before[name])
+    assert changed > 3
+    assert bool(run.tuned.memory) == (refresh == "warm")
+
+
+def test_weights_that_are_not_finite_are_named():
+    model = tiny.llama()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4] = float("nan")
+    with pytest.raises(LuthierError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        Lift().bind(model, Context())
+
+
+def test_small_sides_and_spare_vectors():
+    """Rank 1 below 48 rows, 2 at 48 (half a 32nd rounds up); twice the vectors, or 16 to spare, or all."""
+    for rows, rank in ((16, 1), (47, 1), (48, 2)):
+        W = torch.randn(rows, 60, generator=torch.Generator().manual_seed(rows))
+        index, vectors = Lift().mask(W)
+        assert torch.equal(as_mask(index, W.shape), slow_mask(W, 3 * rows, rank)), rows
+        assert vectors.shape == (1, rows, min(rows, rank + 16))
+    assert Lift(rank=20).mask(W)[1].shape == (1, 48, 40)
+    assert Lift(rank=15).mask(W)[1].shape == (1, 48, 31)
+
+
+def test_vectors_are_kept_where_they_are_needed():
+    """Those of the last mask, for a warm refresh; none for an exact one or none at all."""
+    run = Run(Lift(every=2))
+    first = dict(run.tuned.memory)
+    assert set(first) == set(run.tuned.indices())
+    run.steps(2)
+    assert all(not torch.equal(first[n], v) for n, v in run.tuned.memory.items())
+    for fields in ({"every": None}, {"refresh": "exact"}, {"every": None, "refresh": "exact"}):
+        assert Run(Lift(**fields)).tuned.memory == {}
+
+
+def test_what_a_shared_mask_depends_on():
+    """Names, shapes, dtypes and bytes of the weights, and the fields that choose entries; nothing else."""
+    w, plain = nn.Parameter(torch.zeros(4, 6)), Lift()
+    keys = [
+        plain._key({"a": w}), plain._key({"b": w}), plain._key({"a": nn.Parameter(torch.zeros(6, 4))}),
+        plain._key({"a": nn.Parameter(torch.ones(4, 6))}),
+        plain._key({"a": w, "b": w}), Lift(share=0.1)._key({"a": w}), Lift(lora_rank=1)._key({"a": w}),
+        Lift(rank=1)._key({"a": w}), Lift(block=4)._key({"a": w}),
+    ]  # fmt: skip
+    assert len({str(key) for key in keys}) == len(keys)
+    assert Lift(every=7, refresh="exact", count="entry", targets=("a",))._key({"a": w}) == plain._key({"a": w})

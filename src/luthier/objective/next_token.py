@@ -54,5 +54,5 @@ class NextToken(Objective):
         if y_N.numel() <= size:
             return part(h_ND, y_N)
         pairs = zip(h_ND.split(size), y_N.split(size), strict=True)
-        parts = [checkpoint(part, h, y, use_reentrant=False, preserve_rng_state=False) for h, y in pairs]
+        parts = [checkpoint(part, h, y, use_reentrant=False) for h, y in pairs]
         return torch.stack(parts).sum()  # type: ignore[arg-type]

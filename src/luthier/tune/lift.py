@@ -106,7 +106,7 @@ class Lift(Tune):
     def _first(self, weights: Mapping[str, nn.Parameter], ctx: Ctx) -> dict[str, Tensor]:
         made: dict[str, Tensor] = {}
         for name in ctx.progress(list(weights), what="choosing the entries to train"):
-            check_finite(name, weights[name].detach(), where="the model to tune")
+            check_finite(name, weights[name], where="the model to tune")
             made[f"{name}/index"], made[f"{name}/vectors"] = self.mask(weights[name])
         return made
 
@@ -115,6 +115,6 @@ class Lift(Tune):
         content = hashlib.sha256()
         for name, p in weights.items():
             content.update(f"{name} {tuple(p.shape)} {p.dtype}".encode())
-            content.update(p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+            content.update(p.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         fields = {name: getattr(self, name) for name in ("share", "lora_rank", "rank", "block")}
         return {"weights": content.hexdigest(), "form": "gram 2", **fields}
