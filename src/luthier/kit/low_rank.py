@@ -19,7 +19,7 @@ def leading(W_MN: Tensor, count: int) -> Tensor:
     return V_SS[:, -min(count, V_SS.shape[1]) :].flip(1).contiguous()
 
 
-def refine(W_MN: Tensor, V_SQ: Tensor, steps: int = 3) -> Tensor:
+def refine(W_MN: Tensor, V_SQ: Tensor, steps: int = 5) -> Tensor:
     """V (S, Q) of a matrix that has moved a little: `steps` of subspace iteration from the old V.
 
     The last step ends in a Rayleigh-Ritz rotation, so the first columns are again the strongest.
