@@ -24,16 +24,6 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 DENSITY, RUNS = 0.5, 3
-OURS = """
-import sys
-from luthier.checkpoint.reader import Checkpoint
-from luthier.engine.stream import run_transform
-from luthier.kit.context import Context
-from luthier.catalogue import load
-method, fields, out, base, *experts = sys.argv[1:]
-base = Checkpoint.open(base)
-run_transform(load(method, **eval(fields)), base, [Checkpoint.open(e) for e in experts], out, Context())
-"""
 THREE = {"weights": [1.0, 1.0, 1.0]}
 FORMS = {
     "ties, mergekit's form": ("merge.ties", {"density": DENSITY, "scope": "tensor", "on_tie": "plus", **THREE}),
@@ -94,7 +84,7 @@ def changed(tensor, seed: int):
 def measure(args: argparse.Namespace, models: list[Path]) -> dict[str, dict[str, float]]:
     """Every form and every peer, alternating; then ours with one and six experts, for memory."""
     out = args.work / "out"
-    ours = {f"luthier {name}": mine(*form, out, models) for name, form in FORMS.items()}
+    ours = {f"luthier {name}": mine(*form, args.work, models) for name, form in FORMS.items()}
     theirs = {f"mergekit {m}": peer(args.mergekit, m, models, args.work, out) for m in PEER}
     runs: dict[str, list] = {name: [] for name in [*ours, *theirs]}
     for turn in range(args.runs):
@@ -103,7 +93,7 @@ def measure(args: argparse.Namespace, models: list[Path]) -> dict[str, dict[str,
             print(f"run {turn + 1}: {name}: {runs[name][-1]}", file=sys.stderr)
     for experts in (1, 6):
         form = FORMS["ties, the paper's form"]
-        command = mine(*form, out, [models[0], *(models[1:] * 2)[:experts]])
+        command = mine(*form, args.work, [models[0], *(models[1:] * 2)[:experts]])
         runs[f"luthier ties, the paper's form, {experts} experts"] = [run(command)]
     rows = {name: summary(found) for name, found in runs.items()}
     for method, form in PEER.items():
@@ -114,8 +104,13 @@ def measure(args: argparse.Namespace, models: list[Path]) -> dict[str, dict[str,
     return rows
 
 
-def mine(method: str, fields: dict, out: Path, models: list[Path]) -> list[str]:
-    return [sys.executable, "-c", OURS, method, repr(fields), str(out / "luthier"), *map(str, models)]
+def mine(method: str, fields: dict, work: Path, models: list[Path]) -> list[str]:
+    """`luthier merge` of a recipe, from the command line like mergekit's."""
+    base, *experts = map(str, models)
+    step = {"use": method, "base": base, "experts": experts, "set": fields}
+    path = work / f"{method}-{len(experts)}-{len(fields)}.yaml"
+    path.write_text(json.dumps({"luthier": 1, "steps": {"merged": step}}))
+    return [sys.executable, "-m", "luthier", "merge", str(path), str(work / "out" / "luthier")]
 
 
 def peer(command: Path, method: str, models: list[Path], work: Path, out: Path) -> list[str]:
@@ -158,7 +153,7 @@ def imports(command: Path) -> dict[str, dict[str, float]]:
     python = str(command.parent / "python")
     return {
         "import torch": run([sys.executable, "-c", "import torch"]),
-        "import luthier.engine.stream": run([sys.executable, "-c", "import luthier.engine.stream"]),
+        "import luthier.engine.runner": run([sys.executable, "-c", "import luthier.engine.runner"]),
         "import mergekit": run([python, "-c", "import mergekit.scripts.run_yaml"]),
     }
 

@@ -20,11 +20,9 @@ def options_merge(parser: argparse.ArgumentParser) -> None:
 
 
 def do_merge(args: argparse.Namespace) -> None:
-    from luthier.cli_run import quiet
     from luthier.engine import runner
     from luthier.recipe_inputs import Inputs
 
-    quiet()
     recipe = merge_recipe(args.config, args.set)
     merges = [s for s in recipe.steps.values() if s.shape == "Transform"]
     others = [s for s in recipe.steps.values() if s.shape != "Transform"]

@@ -93,6 +93,8 @@ class Bracket:
 
 def _split(magnitude_N: Tensor, low: float, high: float) -> tuple[int, int, int, Tensor]:
     """How many are > high, >= high, >= low, and those strictly between."""
+    if low < 0 and high == math.inf:  # the bracket of a small stream: all are inside
+        return 0, 0, magnitude_N.numel(), magnitude_N
     if magnitude_N.device.type == "cpu":  # numpy compares and compresses some ten times faster than torch
         values, count = magnitude_N.numpy(), np.count_nonzero
         inside = torch.from_numpy(values[(values > low) & (values < high)])
