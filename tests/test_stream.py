@@ -89,6 +89,18 @@ def test_the_grid_of_rows_and_tensors(by, shapes):
     assert all(torch.equal(made[n], tensors[n]) for n in tensors)
 
 
+def test_single_numbers_and_transposed_tensors():
+    tensors = {"scale": torch.tensor(3.0), "turned": torch.arange(6.0).view(2, 3).T, "none": torch.zeros(0, 4)}
+    for by in ("element", "row", "tensor"):
+        made = transform_tensors(Looks(by=by), tensors, [tensors], Context())
+        assert all(torch.equal(made[n], tensors[n]) for n in tensors)
+
+
+def test_a_granularity_nobody_streams():
+    with pytest.raises(LuthierError, match="unknown granularity 'group'"):
+        transform_tensors(Looks(by="group"), {"w": torch.zeros(2)}, [{"w": torch.zeros(2)}], Context())
+
+
 def test_a_sample_is_one_piece_in_sixteen():
     tensors = {"a": torch.zeros(5 * CHUNK), "b": torch.zeros(40 * CHUNK + 1)}
     inputs = stream._prepare(Looks(), Memory(tensors), [Memory(tensors)], torch.device("cpu"), 1 << 30, 1)

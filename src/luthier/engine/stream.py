@@ -26,7 +26,7 @@ from torch import Tensor
 from luthier.checkpoint.anatomy import role_of
 from luthier.checkpoint.reader import Checkpoint, TensorInfo, check_finite
 from luthier.checkpoint.writer import ShardWriter, config_with_dtype, copy_sidecars, write_folder
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, unknown
 from luthier.flows import Piece
 from luthier.kit.context import Context
 from luthier.shapes import Transform
@@ -35,6 +35,7 @@ __all__ = ["Inputs", "Plan", "plan_transform", "run_transform", "transform_tenso
 
 CHUNK, ROWS = 1 << 16, 64
 """The canonical grid. Changing either changes the last bits of some methods' results."""
+GRAINS = ("element", "row", "tensor")
 SAMPLED = 16
 """Of a sample, one chunk in so many is seen."""
 BATCH = 1 << 18
@@ -181,7 +182,7 @@ def transform_tensors(
     held = None if base is None else Memory(base)
     inputs = _prepare(method, held, [Memory(e) for e in experts], ctx.device, 1 << 30, 1)
     origin = base if base is not None else experts[0]
-    made = {n: torch.empty_like(t) if n in inputs.tensors else t.clone() for n, t in origin.items()}
+    made = {n: torch.empty(t.shape, dtype=t.dtype) if n in inputs.tensors else t.clone() for n, t in origin.items()}
     seen = ctx.with_(survey=method.survey(inputs, ctx))
     for piece in inputs.pieces():
         result = _transformed(method, piece, seen).reshape(-1)
@@ -235,6 +236,8 @@ def _prepare(
         raise LuthierError("needs a base", where=method.id, do="name the model the experts were tuned from")
     if not experts and "experts*" in method.roles:
         raise LuthierError("needs at least one expert", where=method.id)
+    if method.granularity not in GRAINS:
+        raise unknown("granularity", method.granularity, GRAINS, where=method.id)
     reference = _reference(base, experts)
     for expert in experts:
         _check_alike(reference, expert)
@@ -289,13 +292,14 @@ def _unit(info: TensorInfo, granularity: str) -> int:
     """Entries of a piece."""
     if granularity == "element":
         return CHUNK
-    return max(1, ROWS * info.shape[-1] if granularity == "row" and len(info.shape) > 1 else info.numel)
+    whole = granularity == "tensor" or len(info.shape) < 2
+    return max(1, info.numel if whole else ROWS * info.shape[-1])
 
 
 def _shaped(part: Tensor, info: TensorInfo, granularity: str) -> Tensor:
     if granularity == "element":
         return part
-    return part.view(info.shape if granularity == "tensor" else (-1, info.shape[-1]))
+    return part.view(info.shape if granularity == "tensor" else (-1, info.shape[-1] if info.shape else 1))
 
 
 def _copy(source: Source, info: TensorInfo, writer: ShardWriter) -> None:
