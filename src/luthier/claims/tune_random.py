@@ -6,7 +6,7 @@ tasks with each other's answers. Reported and not judged: full tuning and the ba
 """
 
 from luthier.claims import Claim
-from luthier.claims._tuning import STEPS, arm, base
+from luthier.claims._tuning import RATE, STEPS, arm, base
 from luthier.kit.context import Context
 
 
@@ -15,7 +15,7 @@ def run(seed: int, ctx: Context) -> dict[str, float]:
     form = arm(seed, ctx, "tune.random", answers="shuffled", share=0.05)
     return {
         "method": random["loss"], "control/format only": form["loss"], "control/base": base()["loss"],
-        "full tuning": arm(seed, ctx, "tune.full")["loss"], "forgotten": random["kept"] - base()["kept"],
+        "full tuning": arm(seed, ctx, "tune.full", rate=RATE / 4)["loss"], "forgotten": random["kept"] - base()["kept"],
         "cost/steps": STEPS, "cost/tokens": random["tokens"], "cost/entries": random["entries"],
         "cost/bytes of optimizer state": random["bytes"],
     }  # fmt: skip
@@ -25,5 +25,5 @@ CLAIM = Claim(
     id="tune.random",
     sentence="A random 5 % of the block matrices learns sums beyond the form of their answers, by 0.1 nats a token.",
     relation="below", effect=0.1, unit="nats per answer token", control="the same mask on shuffled answers; the base",
-    seeds=5, minutes=12, run=run,
+    seeds=5, minutes=10, run=run,
 )  # fmt: skip
