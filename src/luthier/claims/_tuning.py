@@ -1,9 +1,9 @@
 """The experiment that claims about Tunes share: the bundled 135M model learns sums of two-digit numbers.
 
 All arms of a seed see the same items in the same order (the order is keyed by the seed), from fp32
-weights in mixed precision, with AdamW. `loss`: nats a token of the answers to 96 held-out tasks. `kept`: nats a token of
-16 windows of Python source, which nobody trains on. The format-only control trains on the same tasks
-with each other's answers. The weights are dequantised Q4_1.
+weights in mixed precision, with AdamW. `loss`: nats a token of the answers to 96 held-out tasks. `kept`: nats a
+token of 16 windows of Python source, which nobody trains on. The format-only control trains on the same
+tasks with each other's answers. The weights are dequantised Q4_1.
 """
 
 from __future__ import annotations
