@@ -15,14 +15,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from luthier.errors import LuthierError
+from luthier.kit.precision import has_half
 from luthier.ledger import Ledger, Record, machine
 from luthier.recipe import Recipe
 from luthier.recipe_inputs import is_change
 from luthier.recipe_size import Size, size_of, size_of_new, trainable
 from luthier.recipe_steps import Step
 
-CPU_RATE = {"fp32": 1e11, "bf16": 2e11}
+CPU_RATE = {"fp32": 0.7e11, "bf16": 2e11}
 """floating-point operations a second and core, where nothing was measured: those of a recent server core"""
 ACCELERATOR_RATE = 2e13
 CHARS_PER_TOKEN = 3.5
@@ -255,7 +258,8 @@ class _Planning:
         rate = measured_rate(self.folder.parent, step.use, device)
         if rate is None and device == "cpu":
             cores = self.recipe.hardware.threads or os.cpu_count() or 1
-            rate = CPU_RATE["bf16" if item == 2 else "fp32"] * cores
+            half = item == 2 and has_half(torch.device("cpu"))
+            rate = CPU_RATE["bf16" if half else "fp32"] * cores
         return flops / (rate or ACCELERATOR_RATE) + START_SECONDS
 
 
