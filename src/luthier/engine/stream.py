@@ -293,13 +293,13 @@ def _unit(info: TensorInfo, granularity: str) -> int:
     if granularity == "element":
         return CHUNK
     whole = granularity == "tensor" or len(info.shape) < 2
-    return max(1, info.numel if whole else ROWS * info.shape[-1])
+    return max(1, info.numel if whole else ROWS * list(info.shape)[-1])
 
 
 def _shaped(part: Tensor, info: TensorInfo, granularity: str) -> Tensor:
     if granularity == "element":
         return part
-    return part.view(info.shape if granularity == "tensor" else (-1, info.shape[-1] if info.shape else 1))
+    return part.view(info.shape if granularity == "tensor" else (-1, *info.shape[-1:]))
 
 
 def _copy(source: Source, info: TensorInfo, writer: ShardWriter) -> None:
