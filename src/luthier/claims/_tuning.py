@@ -1,7 +1,7 @@
 """The experiment that claims about Tunes share: the bundled 135M model learns sums of two-digit numbers.
 
 All arms of a seed see the same items in the same order (the order is keyed by the seed), from fp32
-weights in mixed precision, with AdamW. `loss`: nats a token of the answers to 96 held-out tasks. `kept`: nats a
+weights in mixed precision, with AdamW. `loss`: nats a token of the answers to 64 held-out tasks. `kept`: nats a
 token of 16 windows of Python source, which nobody trains on. The format-only control trains on the same
 tasks with each other's answers. The weights are dequantised Q4_1.
 """
@@ -25,10 +25,10 @@ from luthier.kit.context import Context
 
 SUMS: dict[str, Any] = {
     "source": "gym:chain_sum", "set": {"min_terms": 2, "max_terms": 2, "min_digits": 2, "max_digits": 2},
-    "split": {"by": "hash", "train": 1000, "test": 96},
+    "split": {"by": "hash", "train": 1000, "test": 64},
 }  # fmt: skip
 CODE: dict[str, Any] = {"source": "text:stdlib", "split": {"by": "file", "train": 8, "test": 16}, "set": {"chars": 400}}
-STEPS, BATCH, RATE = 20, 8, 2e-4
+STEPS, BATCH, RATE = 12, 8, 3e-4
 
 
 def arm(
