@@ -92,3 +92,8 @@ def test_a_score_stays_between_0_and_1():
     item = Item(id="i", prompt="?", meta={"index": 0, "family": "odd"})
     assert tasks.score(Odd(), item, "1") == 1.0 and tasks.score(Odd(), item, "2") == 0.0
     assert tasks.score(Odd(), item, "none") == 0.0
+
+
+def test_the_missing_solver_is_named() -> None:
+    with pytest.raises(LuthierError, match="pycosat"):
+        tasks._NoSolver("pycosat").itersolve  # noqa: B018

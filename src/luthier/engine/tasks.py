@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import re
+import sys
 from collections.abc import Iterator
 from functools import cache
 from itertools import takewhile
+from types import ModuleType
 from typing import Any
 
 from luthier.errors import LuthierError, unknown
@@ -172,8 +175,19 @@ _EXTRACT = {
 }  # fmt: skip
 
 
+class _NoSolver(ModuleType):
+    """Stands in for pycosat, which has no wheels: reasoning-gym imports it at once, one family calls it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise LuthierError("this family needs pycosat", where="gym:zebra_puzzles", do="pip install pycosat (compiles)")
+
+
 @cache
 def _factory() -> Any:
+    if importlib.util.find_spec("pycosat") is None:
+        sys.modules["pycosat"] = _NoSolver("pycosat")
     try:
         from reasoning_gym import factory
     except ImportError:
