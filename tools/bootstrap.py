@@ -27,8 +27,8 @@ def fail(what: str) -> None:
 
 
 def check_prerequisites() -> None:
-    if sys.version_info < (3, 11):
-        fail(f"Python {platform.python_version()} is too old; Luthier needs 3.11 or newer (make setup PYTHON=python3.11)")
+    if sys.version_info < (3, 11):  # noqa: UP036  whoever runs this may have an older one
+        fail(f"Python {platform.python_version()} is too old; 3.11 or newer is needed (make setup PYTHON=python3.11)")
     if not shutil.which("git"):
         fail("git is missing; install it with your system's package manager")
     try:

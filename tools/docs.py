@@ -60,7 +60,7 @@ def benchmarks() -> str:
 
 
 def shown(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 100 else str(value)
+    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 100 else str(value)
 
 
 def main() -> None:

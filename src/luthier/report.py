@@ -52,7 +52,7 @@ def summary(folder: Path) -> Summary:
     tables = [_table(folder, r) for r in records if "table" in r.artefacts]
     measures = tuple(row for table in tables for row in table.dicts())
     paired = [m for m in measures if "against" in m]
-    columns, rows = _rows(paired or list(measures), done)
+    columns, rows = _rows(paired or measures, done)
     histories = {
         step: json.loads((folder / r.artefacts["history"]).read_text())
         for step, r in done.items() if "history" in r.artefacts
@@ -75,7 +75,7 @@ def _verdict(note: str) -> Verdict | None:
 
 
 def _rows(
-    measures: list[Mapping[str, Any]], done: Mapping[str, Record]
+    measures: Sequence[Mapping[str, Any]], done: Mapping[str, Record]
 ) -> tuple[tuple[str, ...], tuple[dict[str, str], ...]]:
     models = list(dict.fromkeys(m["model"] for m in measures if "model" in m))
     kinds = list(dict.fromkeys((m["data"], m["metric"]) for m in measures if "metric" in m))

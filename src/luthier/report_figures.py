@@ -13,7 +13,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 COLOURS = ("#1f5fa8", "#c2561a", "#2e7d4f", "#8a4fa3", "#a8862a", "#5b6b7a", "#b03a5b", "#2a8f9e")
-STYLE = {
+STYLE: Any = {
     "svg.hashsalt": "luthier", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10,
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#8a94a0", "axes.labelcolor": "#3b4550",
     "xtick.color": "#5b6570", "ytick.color": "#3b4550", "axes.titlesize": 11, "axes.titleweight": "bold",
@@ -90,8 +90,8 @@ def layers(changes: Mapping[str, Mapping[str, Mapping[int, float]]]) -> str:
         return _svg(figure)
 
 
-def _cycle() -> list[str]:
-    return list(COLOURS) * 4
+def _cycle() -> Sequence[str]:
+    return COLOURS * 4
 
 
 def _smooth(values: Sequence[float], keep: float = 0.8) -> list[float]:
