@@ -183,7 +183,7 @@ def versions(command: Path) -> dict[str, str]:
 
 def machine() -> dict[str, str | int | None]:
     return {
-        "cpus": os.cpu_count(), "platform": platform.platform(), "command": "python benchmarks/ties.py --mergekit .../mergekit-yaml --work FOLDER",
+        "cpus": os.cpu_count(), "platform": platform.platform(),
         "date": datetime.date.today().isoformat(),
     }  # fmt: skip
 
