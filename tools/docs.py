@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def methods_table() -> str:
     path = ROOT / "docs" / "verdicts.json"
-    verdicts = json.loads(path.read_text())["verdicts"] if path.exists() else {}
+    rows = json.loads(path.read_text())["verdicts"] if path.exists() else []
+    verdicts = {row["id"]: row for row in rows}
     lines = ["| id | what it does | paper | verdict |", "| --- | --- | --- | --- |"]
     for id_, card in sorted(cards().items()):
         what = card.summary.split(":", 1)[-1].strip().rstrip(".")
