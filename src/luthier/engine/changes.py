@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -57,7 +56,3 @@ def by_layer(rows: list[Change]) -> dict[str, dict[int, float]]:
         role: {layer: (sum(c.relative**2 for c in cs) / len(cs)) ** 0.5 for layer, cs in layers.items()}
         for role, layers in pooled.items()
     }
-
-
-def as_json(rows: list[Change]) -> list[dict[str, Any]]:
-    return [asdict(row) for row in rows]
