@@ -20,7 +20,7 @@ lint: setup-test
 	@$(BIN)/ruff check src tests benchmarks tools && $(BIN)/ruff format --check -q src tests benchmarks tools
 
 types: setup-test
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonpath $(BIN)/python
 
 claims: setup
 	@$(BIN)/luthier reproduce --all
