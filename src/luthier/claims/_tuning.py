@@ -1,7 +1,7 @@
 """The experiment that claims about Tunes share: the bundled 135M model learns sums of two-digit numbers.
 
-All arms of a seed see the same items in the same order (the order is keyed by the seed), from fp32
-weights in mixed precision, with AdamW. `loss`: nats a token of the answers to 64 held-out tasks. `kept`: nats a
+All arms of a seed see the same items in the same order (the order is keyed by the seed), in fp32,
+with AdamW. `loss`: nats a token of the answers to 64 held-out tasks. `kept`: nats a
 token of 16 windows of Python source, which nobody trains on. The format-only control trains on the same
 tasks with each other's answers. The weights are dequantised Q4_1.
 """
@@ -52,7 +52,7 @@ def _arm(
     model, tokenizer = subject.load(resolve("smollm2"))
     ctx = Context(seed=seed, step="claim", cache=cache)
     data: Any = open_data("sums", {**SUMS, "answers": answers}, ctx)
-    spec = TrainSpec(steps=STEPS, batch=BATCH, lr=rate, schedule="linear", warmup=2, dtype="bf16-mixed", max_length=128)
+    spec = TrainSpec(steps=STEPS, batch=BATCH, lr=rate, schedule="linear", warmup=2, dtype="fp32", max_length=128)
     method, objective, optim = load(tune, **fields), load("objective.next_token"), load("optim.adamw")
     with tempfile.TemporaryDirectory() as folder:
         done = train(model, tokenizer, data, method, objective, optim, spec, ctx, Path(folder))
