@@ -119,7 +119,7 @@ def test_experts_nobody_chose():
     bank = [torch.randn(E, *shape, dtype=x.dtype, generator=torch.Generator().manual_seed(n), requires_grad=True)
             for n, shape in enumerate(((INNER, D), (INNER, D), (D, INNER)))]  # fmt: skip
     index, weight = torch.tensor([[1, 3], [3, 1], [1, 3], [3, 1]]), torch.tensor([[0.25, 0.75]] * 4, dtype=x.dtype)
-    y = moe_apply(x, index, weight, *bank)
+    y = moe_apply(x, index, weight, tuple(bank[:2]), bank[2])
     want = torch.stack([
         sum(weight[n, j] * swiglu(x[n], *(w[index[n, j]] for w in bank)) for j in range(2)) for n in range(4)
     ])  # fmt: skip

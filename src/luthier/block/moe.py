@@ -145,7 +145,8 @@ class MixtureOfExperts(nn.Module):
             scores_BTE.flatten(0, 1), self.part.top_k, self.part.renormalise, self.gate.e_score_correction_bias
         )
         bank = self.experts
-        y_ND = moe_apply(x_BTD.flatten(0, 1), index_NK, weight_NK, bank.gate_proj, bank.up_proj, bank.down_proj)
+        wide = (bank.gate_proj, bank.up_proj)
+        y_ND = moe_apply(x_BTD.flatten(0, 1), index_NK, weight_NK, wide, bank.down_proj)
         y_BTD = y_ND.view_as(x_BTD)
         if self.shared_experts is not None:
             y_BTD = y_BTD + self.shared_experts(x_BTD)

@@ -22,9 +22,9 @@ def leading(W_MN: Tensor, count: int) -> Tensor:
 def refine(W_MN: Tensor, V_SQ: Tensor, steps: int = 8) -> Tensor:
     """V (S, Q) of a matrix that has moved a little: `steps` of subspace iteration from the old V.
 
-    V is made orthonormal after every second step: between two, fp32 bears (σ_1/σ_Q)⁴. The last step ends in a Rayleigh-Ritz rotation, so the first columns are again the strongest.
-    Keep more vectors than you need, twice as many or 16 more: the error of the first R falls with
-    (σ_Q/σ_R)² a step.
+    V is made orthonormal after every second step: between two, fp32 bears (σ_1/σ_Q)⁴. The last step ends
+    in a Rayleigh-Ritz rotation, so the first columns are again the strongest. Keep more vectors than you
+    need, twice as many or 16 more: the error of the first R falls with (σ_Q/σ_R)² a step.
     """
     A_SL = _short_first(W_MN)
     for left in reversed(range(steps)):

@@ -55,6 +55,8 @@ class LuthierConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
+    mask_token_id: int | None = None
+    """what a mask predictor is given for a token it shall find"""
     slots: dict | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from luthier.errors import LuthierError
@@ -85,6 +85,7 @@ class LuthierModel(LuthierPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = spec.part("stack")
         self.norm = spec.part("norm")
+        self.looks_ahead = any(getattr(module, "causal", True) is False for module in self.modules())
         self.gradient_checkpointing = False
         self._tied_weights_keys = self._find_ties()
         self.post_init()
@@ -103,7 +104,9 @@ class LuthierModel(LuthierPreTrainedModel):
     ) -> Any:
         """Hidden states after the last norm, (B, T, D), and `aux`. Arguments as in every transformers model."""
         x_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        use_cache = self.config.use_cache if use_cache is None else use_cache
+        if self.looks_ahead and (use_cache or past_key_values is not None):
+            raise LuthierError("a model that looks both ways keeps no cache", do="decode it by decode.masked_diffusion")
+        use_cache = self.config.use_cache and not self.looks_ahead if use_cache is None else use_cache
         use_cache = use_cache and not (self.gradient_checkpointing and self.training)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -131,6 +134,7 @@ class LuthierModel(LuthierPreTrainedModel):
             config=self.config, inputs_embeds=x_BTD, attention_mask=attention_mask, past_key_values=cache,
             position_ids=places_BT,
         )  # fmt: skip
+        both = create_bidirectional_mask(self.config, x_BTD, attention_mask) if self.looks_ahead else None
         keep_BT = None
         if attention_mask is not None and attention_mask.dim() == 2:
             keep_BT = attention_mask[:, -tokens:].bool()
@@ -139,7 +143,7 @@ class LuthierModel(LuthierPreTrainedModel):
             trail.append(y_BTD)
             return self._checkpointed(layer, y_BTD, at)
 
-        return Pass(positions_BT=places_BT, mask=mask, keep_BT=keep_BT, cache=cache, run=run)
+        return Pass(positions_BT=places_BT, mask=mask, both=both, keep_BT=keep_BT, cache=cache, run=run)
 
     def _checkpointed(self, layer: nn.Module, x_BTD: Tensor, at: Pass) -> tuple[Tensor, Aux]:
         if not (self.gradient_checkpointing and self.training):

@@ -37,6 +37,8 @@ def to_stock(model: LuthierForCausalLM) -> PreTrainedModel:
     if config.hidden_size % config.num_attention_heads:
         raise _no(f"hidden_size {config.hidden_size} is no multiple of {config.num_attention_heads} heads")
     mixer, norm, ffn = _same(config, "mixer"), _same(config, "norm"), _same(config, "ffn")
+    if not mixer["causal"]:
+        raise _no("block.attention looks both ways")
     if norm["center"]:
         raise _no("norm.rms centres")
     sizes = {name: getattr(config, name) for name in SIZES} | {
