@@ -157,3 +157,23 @@ def test_angles_are_fp32_in_a_bf16_model():
 def test_refuses_heads_that_do_not_divide():
     with pytest.raises(LuthierError, match="3 key-value heads do not divide 4"):
         built(kv_heads=3)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_both_ways(length, kv_heads):
+    module, x = built(kv_heads=kv_heads, causal=False), states(length=length)
+    y, _ = module(x, Pass(positions_BT=torch.arange(length)[None]))
+    want = [slow(module, row, kv_heads, 50.0, range(length), lambda t, s: True) for row in x]
+    assert torch.allclose(y, torch.stack(want), atol=1e-6)
+
+
+def test_both_ways_heeds_its_own_mask():
+    """`both` hides the second row's two pads; the causal mask of the same pass is for other layers."""
+    module, x = built(causal=False), states()
+    seen = torch.arange(7) >= torch.tensor([[0], [2]])
+    causal = torch.tril(torch.ones(7, 7, dtype=torch.bool))[None, None]
+    y, _ = module(x, Pass(positions_BT=torch.arange(7)[None], mask=causal, both=seen[:, None, None]))
+    for row, n in enumerate((0, 2)):
+        want = slow(module, x[row], 2, 50.0, range(7), lambda t, s, n=n: s >= n)
+        assert torch.allclose(y[row], want, atol=1e-6)

@@ -24,7 +24,8 @@ their coefficients already in; "metric/NAME", detached values for the log."""
 class Pass:
     """The facts of one forward pass, the same for every layer.
 
-    mask: (B, 1, T, S) boolean or additive, or None where plain causal attention is meant.
+    mask: (B, 1, T, S) boolean or additive, or None where plain causal attention is meant.  both: the
+    same for modules that look both ways (which say so by `causal = False`), None where they see all.
     positions_BT: places for the rotary embedding.  keep_BT: which of the tokens are real (not
     padding), or None if all are.  cache: a transformers `Cache` or None.  run: calls a layer's module,
     through gradient checkpointing where that is on; a stack calls its layers only by it.
@@ -32,6 +33,7 @@ class Pass:
 
     positions_BT: Tensor
     mask: Tensor | None = None
+    both: Tensor | None = None
     keep_BT: Tensor | None = None
     cache: Any = None
     run: Callable[[nn.Module, Tensor, Pass], tuple[Tensor, Aux]] = field(default=lambda layer, x, at: layer(x, at))

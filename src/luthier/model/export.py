@@ -37,14 +37,13 @@ def to_stock(model: LuthierForCausalLM) -> PreTrainedModel:
     if config.hidden_size % config.num_attention_heads:
         raise _no(f"hidden_size {config.hidden_size} is no multiple of {config.num_attention_heads} heads")
     mixer, norm, ffn = _same(config, "mixer"), _same(config, "norm"), _same(config, "ffn")
-    if not mixer["causal"]:
-        raise _no("block.attention looks both ways")
     if norm["center"]:
         raise _no("norm.rms centres")
     sizes = {name: getattr(config, name) for name in SIZES} | {
         "num_key_value_heads": mixer["kv_heads"] or config.num_key_value_heads,
         "rope_parameters": {"rope_type": "default", "rope_theta": mixer["theta"] or config.rope_theta},
         "rms_norm_eps": norm["eps"] or config.rms_norm_eps,
+        **({} if mixer["causal"] else {"is_causal": False, "mask_token_id": config.mask_token_id}),
     }
     stock = _mixtral(model, ffn, sizes) if "experts" in ffn else _llama(model, ffn, sizes)
     stock.generation_config = model.generation_config
