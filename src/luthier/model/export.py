@@ -1,8 +1,9 @@
 """To the stock architecture, exactly: what a decoder of stock parts is under transformers' own classes.
 
-Pre-norm layers of `block.attention`, `norm.rms` and, alike in all layers, `block.dense` give a Llama;
-with `block.moe` (softmax scores, renormalised, nothing shared, no bias) a Mixtral. Logits are equal bit
-for bit, but for a Mixtral in bf16, whose own router works in bf16 and now and then chooses otherwise.
+Pre-norm layers of `block.attention`, `norm.rms` or `norm.lns` (whose scale goes into the gain) and, alike
+in all layers, `block.dense` give a Llama; with `block.moe` (softmax scores, renormalised, nothing shared,
+no bias) a Mixtral. Logits are equal bit for bit, but for a Mixtral in bf16, whose own router works in bf16
+and now and then chooses otherwise.
 """
 
 from __future__ import annotations
@@ -36,13 +37,11 @@ def to_stock(model: LuthierForCausalLM) -> PreTrainedModel:
             raise _no(f"the slot {slot!r} is filled")
     if config.hidden_size % config.num_attention_heads:
         raise _no(f"hidden_size {config.hidden_size} is no multiple of {config.num_attention_heads} heads")
-    mixer, norm, ffn = _same(config, "mixer"), _same(config, "norm"), _same(config, "ffn")
-    if norm["center"]:
-        raise _no("norm.rms centres")
+    mixer, ffn = _same(config, "mixer"), _same(config, "ffn")
     sizes = {name: getattr(config, name) for name in SIZES} | {
         "num_key_value_heads": mixer["kv_heads"] or config.num_key_value_heads,
         "rope_parameters": {"rope_type": "default", "rope_theta": mixer["theta"] or config.rope_theta},
-        "rms_norm_eps": norm["eps"] or config.rms_norm_eps,
+        "rms_norm_eps": _eps(config),
         **({} if mixer["causal"] else {"is_causal": False, "mask_token_id": config.mask_token_id}),
     }
     stock = _mixtral(model, ffn, sizes) if "experts" in ffn else _llama(model, ffn, sizes)
@@ -52,14 +51,35 @@ def to_stock(model: LuthierForCausalLM) -> PreTrainedModel:
 
 def _same(config: LuthierConfig, slot: str) -> Mapping[str, Any]:
     """The fields of the one stock Part that fills `slot` in every layer."""
-    stock = {"mixer": ("block.attention",), "norm": ("norm.rms",), "ffn": ("block.dense", "block.moe")}[slot]
-    places = [*range(config.num_hidden_layers), *([None] if slot == "norm" else [])]
-    parts = [config.part(slot, layer) for layer in places]
+    stock = {"mixer": ("block.attention",), "ffn": ("block.dense", "block.moe")}[slot]
+    parts = [config.part(slot, layer) for layer in range(config.num_hidden_layers)]
     if any(part != parts[0] for part in parts):
         raise _no(f"layers differ in the slot {slot!r}")
     if parts[0] is None or parts[0].id not in stock:
         raise _no(f"{parts[0].id if parts[0] else 'nothing'} fills the slot {slot!r}")
     return parts[0].to_dict()["set"]
+
+
+def _eps(config: LuthierConfig) -> float:
+    """The one eps of all norms, each of which must be an RMSNorm but for the size of its gain."""
+    found = set()
+    for layer in (*range(config.num_hidden_layers), None):
+        part = config.part("norm", layer)
+        if part is None or part.id not in ("norm.rms", "norm.lns"):
+            raise _no(f"{part.id if part else 'nothing'} fills the slot 'norm'")
+        fields = part.to_dict()["set"]
+        if fields.get("center"):
+            raise _no("norm.rms centres")
+        found.add(fields["eps"] or config.rms_norm_eps)
+    if len(found) > 1:
+        raise _no("layers differ in the eps of their norms")
+    return found.pop()
+
+
+def _weights(model: LuthierForCausalLM) -> dict[str, Tensor]:
+    """The state dict, with the gain of a plain RMSNorm where a norm scales beside its gain."""
+    folded = {f"{path}.weight": module.gain() for path, module in model.named_modules() if hasattr(module, "gain")}
+    return {**model.state_dict(), **{name: gain.detach() for name, gain in folded.items()}}  # type: ignore[operator]
 
 
 def _llama(model: LuthierForCausalLM, ffn: Mapping[str, Any], sizes: dict[str, Any]) -> PreTrainedModel:
@@ -68,13 +88,13 @@ def _llama(model: LuthierForCausalLM, ffn: Mapping[str, Any], sizes: dict[str, A
     config = LlamaConfig(
         **sizes, intermediate_size=ffn["width"] or model.config.intermediate_size, hidden_act=ffn["activation"]
     )
-    return _loaded(LlamaForCausalLM, config, model, dict(model.state_dict()))
+    return _loaded(LlamaForCausalLM, config, model, _weights(model))
 
 
 def _mixtral(model: LuthierForCausalLM, ffn: Mapping[str, Any], sizes: dict[str, Any]) -> PreTrainedModel:
     if ffn["scores"] != "softmax" or not ffn["renormalise"] or ffn["shared"] or ffn["bias_rate"]:
         raise _no("block.moe has sigmoid scores, shared experts, a bias, or does not renormalise")
-    weights = model.state_dict()
+    weights = _weights(model)
     for name in [n for n in weights if n.endswith("experts.gate_proj")]:
         gate_EFD, up_EFD = weights.pop(name), weights.pop(name.replace("gate_proj", "up_proj"))
         weights[name.replace("gate_proj", "gate_up_proj")] = torch.cat((gate_EFD, up_EFD), dim=1)

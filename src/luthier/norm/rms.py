@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.fields import Positive
+from luthier.kit.norms import rms_unit
 from luthier.kit.parts import Aux, Pass
 from luthier.shapes import Part, Reduces
 
@@ -50,8 +51,4 @@ class RmsNorm(nn.Module):
         self.eps, self.center = eps, center
 
     def forward(self, x_BTD: Tensor, at: Pass | None = None) -> tuple[Tensor, Aux]:
-        wide_BTD = x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
-        if self.center:
-            wide_BTD = wide_BTD - wide_BTD.mean(dim=-1, keepdim=True)
-        scale_BT1 = torch.rsqrt(wide_BTD.square().mean(dim=-1, keepdim=True) + self.eps)
-        return self.weight * (wide_BTD * scale_BT1).to(x_BTD.dtype), {}
+        return self.weight * rms_unit(x_BTD, self.eps, self.center), {}
