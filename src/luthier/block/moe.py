@@ -17,14 +17,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from luthier.errors import LuthierError
 from luthier.fields import Count, Natural, Range
 from luthier.kit import routing
-from luthier.kit.moe_apply import moe_apply
+from luthier.kit.experts import Experts, Router, Shared, load_metrics
 from luthier.kit.parts import Aux, Pass
 from luthier.shapes import Part, Reduces
 
@@ -84,56 +83,13 @@ class Moe(Part):
         return MixtureOfExperts(self, spec, width)
 
 
-class Router(nn.Module):
-    """The router's weight (E, D), and the bias where bias balancing is on."""
-
-    initial = {"e_score_correction_bias": 0.0}
-
-    def __init__(self, experts: int, width: int, biased: bool):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(experts, width))
-        bias_E = torch.zeros(experts, dtype=torch.float32) if biased else None
-        self.register_buffer("e_score_correction_bias", bias_E)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> nn.Module:
-        """Casts leave the bias in fp32: its steps of 1e-3 would vanish in bf16."""
-        bias_E = self.e_score_correction_bias
-        super()._apply(fn, recurse)
-        if bias_E is not None and not bias_E.is_meta:
-            self.e_score_correction_bias = bias_E.to(self.weight.device)
-        return self
-
-
-class Experts(nn.Module):
-    """The routed experts' weights, one tensor a role."""
-
-    def __init__(self, experts: int, width: int, inner: int):
-        super().__init__()
-        self.gate_proj = nn.Parameter(torch.empty(experts, inner, width))
-        self.up_proj = nn.Parameter(torch.empty(experts, inner, width))
-        self.down_proj = nn.Parameter(torch.empty(experts, width, inner))
-
-
-class Shared(nn.Module):
-    """The shared experts, side by side in one SwiGLU layer."""
-
-    def __init__(self, spec: Any, width: int):
-        super().__init__()
-        self.gate_proj = spec.linear(spec.config.hidden_size, width)
-        self.up_proj = spec.linear(spec.config.hidden_size, width)
-        self.down_proj = spec.linear(width, spec.config.hidden_size)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
-
-
 class MixtureOfExperts(nn.Module):
     """Router, experts and shared experts, named as in DeepSeek-V3."""
 
     def __init__(self, part: Moe, spec: Any, width: int):
         super().__init__()
         self.part, self.layer = part, spec.layer
-        self.gate = Router(part.experts, spec.config.hidden_size, part.bias_rate > 0)
+        self.gate = Router(part.experts, spec.config.hidden_size, biased=part.bias_rate > 0)
         self.experts = Experts(part.experts, spec.config.hidden_size, width)
         self.shared_experts = Shared(spec, part.shared * width) if part.shared else None
         self._seen_E: Tensor | None = None
@@ -141,25 +97,18 @@ class MixtureOfExperts(nn.Module):
     def forward(self, x_BTD: Tensor, at: Pass) -> tuple[Tensor, Aux]:
         logits_BTE = routing.router_logits(x_BTD, self.gate.weight)
         scores_BTE = logits_BTE.softmax(-1) if self.part.scores == "softmax" else logits_BTE.sigmoid()
-        index_NK, weight_NK = routing.choose(
-            scores_BTE.flatten(0, 1), self.part.top_k, self.part.renormalise, self.gate.e_score_correction_bias
+        index_BTK, weight_BTK = routing.choose(
+            scores_BTE, self.part.top_k, self.part.renormalise, self.gate.e_score_correction_bias
         )
-        bank = self.experts
-        wide = (bank.gate_proj, bank.up_proj)
-        y_ND = moe_apply(x_BTD.flatten(0, 1), index_NK, weight_NK, wide, bank.down_proj)
-        y_BTD = y_ND.view_as(x_BTD)
+        y_BTD = self.experts(x_BTD, index_BTK, weight_BTK)
         if self.shared_experts is not None:
             y_BTD = y_BTD + self.shared_experts(x_BTD)
-        return y_BTD, self._aux(logits_BTE, scores_BTE, index_NK.view(*x_BTD.shape[:2], -1), at.keep_BT)
+        return y_BTD, self._aux(logits_BTE, scores_BTE, index_BTK, at.keep_BT)
 
     def _aux(self, logits_BTE: Tensor, scores_BTE: Tensor, index_BTK: Tensor, keep_BT: Tensor | None) -> Aux:
         part = self.part
         load_BE = routing.loads(index_BTK, part.experts, keep_BT)
-        load_E = load_BE.sum(0)
-        aux = {
-            f"metric/load.{self.layer}": load_E,
-            f"metric/max_violation.{self.layer}": routing.max_violation(load_E),
-        }
+        aux = load_metrics(load_BE.sum(0), str(self.layer))
         if self.training and part.balance_weight:
             # sigmoid scores do not sum to one over the experts: the loss takes them as shares (DeepSeek-V3)
             shares_BTE = F.normalize(scores_BTE, p=1.0, dim=-1)

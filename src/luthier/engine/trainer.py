@@ -12,6 +12,7 @@ CUDA, MPS, FSDP2, DeepSpeed. See `engine.ddp` for what would have to be put in i
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -83,6 +84,7 @@ def train(
     without training items or labels, saves of other settings, and a save the disk refuses; and
     Interrupted on Ctrl-C. A second Ctrl-C stops at once, and loses what was not saved.
     """
+    gc.collect()  # a model trained before this one hangs in cycles of its hooks
     ranks = Ranks(ctx.device)
     ctx = ctx.with_(device=ranks.device)
     sources: list[Any] = list(data) if isinstance(data, Sequence) else [data]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def choose(scores_NE: Tensor, k: int, renormalise: bool = False, bias_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The k best experts of each token and their weights, (N, K) each, best first.
+    """The k best experts of each token and their weights, (N, K) each (or (B, T, K)), best first.
 
     bias_E takes part in the choice only (arXiv 2408.15664): the weights are the plain scores.
     """

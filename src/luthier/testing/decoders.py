@@ -39,7 +39,8 @@ def tokens(*shape: int) -> Tensor:
 
 def alone(method: Any, slot: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The Part's module by itself, in training mode, with weights keyed by their role."""
-    spec = Spec(config(method, slot)).at(0)
+    own = slot if slot in type(method).slots else type(method).slots[0]
+    spec = Spec(config(method, own)).at(0)
     module = spec.linear(16, 16, slot) if slot in PLAIN_CALL else spec.part(slot)
     return refill(module.train()).to(dtype)
 
@@ -70,7 +71,8 @@ def states(width: int = 16, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def outcome(method: Any, given: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Output and gradient of the input of the Part alone. given: {"slot": NAME}, its first by default."""
+    """Output and gradient of the input of the Part alone. given: {"slot": NAME}, its first by default; a slot it
+    does not fill itself is built around it, such as the layer around an ffn."""
     slot = given.get("slot", type(method).slots[0])
     module = alone(method, slot)
     x_BTD = states()
