@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from luthier.flows import Ctx, Data, Loss, Param, Piece, Remap, Scaling, Subject, Table, Trace
+    from luthier.flows import Certificate, Ctx, Data, Loss, Param, Piece, Remap, Scaling, Subject, Table, Trace
 
 __all__ = [
     "Certify", "Decode", "Measure", "Method", "Objective", "Optim", "Part", "Reduces", "Rule",
@@ -162,7 +162,7 @@ class Objective(Method, ABC, shape=True):
     """A scalar to go down."""
 
     needs: ClassVar[tuple[str, ...]] = ()
-    """what the batch or run must supply: teacher, reference, rollouts, mask_token"""
+    """what the batch, model or run must supply: teacher, reference, rollouts, mask_token, bidirectional"""
     roles = ("model", "data*")
 
     @abstractmethod
@@ -271,6 +271,8 @@ class Decoding(ABC):
 class Decode(Method, ABC, shape=True):
     """From prompts to tokens, as steps that a user of the host may watch, fill or stop."""
 
+    needs: ClassVar[tuple[str, ...]] = ()
+    """what the model must have: mask_token, bidirectional (it sees what comes later)"""
     roles = ("models*", "prompts*")
 
     @abstractmethod
@@ -303,5 +305,5 @@ class Certify(Method, ABC, shape=True):
     roles = ("problem",)
 
     @abstractmethod
-    def certify(self, problem: Any, ctx: Ctx) -> Any:
+    def certify(self, problem: Any, ctx: Ctx) -> Certificate:
         """A certificate, or an honest verdict why there is none."""

@@ -32,6 +32,7 @@ from torch import Generator, Tensor, nn
 from luthier.errors import LuthierError
 from luthier.fields import Count, Range, Share
 from luthier.flows import Ctx, Trace
+from luthier.kit.decoding import draw, end_ids, rows_of
 from luthier.shapes import Decode, Decoding, Reduces
 
 SHARED = 16
@@ -61,10 +62,7 @@ class Sample(Decode):
         if len(models) != 1:
             raise LuthierError(f"expected one model, got {len(models)}", where=self.id)
         model, tokenizer = models[0]
-        ids = [list(tokenizer(p)["input_ids"]) if isinstance(p, str) else [int(t) for t in p] for p in prompts]
-        if not all(ids):
-            raise LuthierError("a prompt has no tokens", where=self.id, do="give at least one word")
-        return Sampling(self, model, tokenizer, ids, ctx)
+        return Sampling(self, model, tokenizer, rows_of(prompts, tokenizer, self.id), ctx)
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class Sampling(Decoding):
         self.limit = min(method.max_new_tokens, self.host.room - longest)
         if self.limit < 1:
             raise LuthierError(f"a prompt has {longest} tokens, the model's context {self.host.room}", where=method.id)
-        self.ends = _end_ids(model, tokenizer)
+        self.ends = end_ids(model, tokenizer)
         self.texts = [_Text(tokenizer, method.stop) for _ in prompts]
         self.tokens: list[list[int]] = [[] for _ in prompts]
         self.why = [""] * len(prompts)
@@ -154,13 +152,6 @@ def filtered(logits_BV: Tensor, method: Sample) -> Tensor:
         p_BV = x_BV.softmax(-1)
         x_BV = x_BV.masked_fill(p_BV < method.min_p * p_BV.amax(-1, keepdim=True), -torch.inf)
     return x_BV
-
-
-def draw(p_BV: Tensor, u_B: Tensor) -> Tensor:
-    """For each row the first token whose cumulative probability exceeds u times the total."""
-    cumulative_BV = p_BV.double().cumsum(-1)
-    aim_B1 = (u_B.double() * cumulative_BV[:, -1])[:, None]
-    return torch.searchsorted(cumulative_BV, aim_B1, right=True).clamp(max=p_BV.shape[-1] - 1)[:, 0]
 
 
 class _Host:
@@ -261,12 +252,6 @@ class _Text:
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
-
-
-def _end_ids(model: nn.Module, tokenizer: Any) -> set[int]:
-    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    named = named if isinstance(named, (list, tuple)) else [named]
-    return {i for i in (*named, getattr(tokenizer, "eos_token_id", None)) if i is not None}
 
 
 def _nbytes(cache: Any) -> int:

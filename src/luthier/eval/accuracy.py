@@ -23,6 +23,7 @@ from torch import nn
 from luthier.errors import LuthierError
 from luthier.fields import Count, Natural
 from luthier.flows import Ctx, Data, Subject, Table
+from luthier.kit.decoding import limited
 from luthier.kit.encode import prompt_ids
 from luthier.shapes import Decode, Measure, Reduces
 
@@ -63,7 +64,7 @@ class Accuracy(Measure):
         prompts = [prompt_ids(item, tokenizer, shots) for item in items]
         order = sorted(range(len(items)), key=lambda i: len(prompts[i]))
         batches = [order[i : i + self.batch] for i in range(0, len(order), self.batch)]
-        decode = self.decode.replace(max_new_tokens=self.max_new_tokens)
+        decode = limited(self.decode, self.max_new_tokens)
         found: dict[int, tuple[float, int]] = {}
         for places in ctx.progress(batches, what=f"{name} on {source.name}"):
             decoding = decode.steps([(model, tokenizer)], [prompts[i] for i in places], ctx)

@@ -12,9 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from luthier.kit.encode import IGNORE
 from luthier.kit.parts import aux_loss
+
+AT_ONCE = 2**26
+"""Logits alive at once by default: 256 MiB in fp32."""
 
 _PLAIN = frozenset({
     "deepseek_v2", "deepseek_v3", "gemma", "gpt2", "gpt_neox", "llama", "luthier", "mistral", "mixtral", "olmo",
@@ -40,18 +44,35 @@ def labelled(model: Any, batch: Mapping[str, Tensor], router: bool = False) -> L
     Families outside the tables above may treat logits in ways of their own: there the whole model runs
     and `head` is the identity on logits already chosen; slower, never different.
     """
-    inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "position_ids") if key in batch}
+    states_BTD, head, aux = states(model, batch, router)
     target_BT = batch["labels"][:, 1:]
     keep_BT = target_BT != IGNORE
     if "attention_mask" in batch:  # nothing is predicted from padding, whichever side it is on
         keep_BT = keep_BT & batch["attention_mask"][:, :-1].bool()
+    return Labelled(states_BTD[:, :-1][keep_BT], target_BT[keep_BT], head, aux)
+
+
+def states(
+    model: Any, batch: Mapping[str, Tensor], router: bool = False
+) -> tuple[Tensor, Callable[[Tensor], Tensor], Tensor | None]:
+    """One pass of the model: what its head takes at every place, the head, and the model's auxiliary loss."""
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "position_ids") if key in batch}
     weigh = router and bool(getattr(model.config, "router_aux_loss_coef", 0.0))
     extra = {"output_router_logits": True} if weigh else {}
     head = head_of(model)
     body = (model.base_model if head else model)(**inputs, **extra, use_cache=False, return_dict=True)
     states_BTD = body.last_hidden_state if head else body.logits
     aux = _router_loss(model, body, batch.get("attention_mask"), weigh) if router else None
-    return Labelled(states_BTD[:, :-1][keep_BT], target_BT[keep_BT], head or nn.Identity(), aux)
+    return states_BTD, head or nn.Identity(), aux
+
+
+def summed(part: Callable[..., Tensor], size: int, *rows: Tensor) -> Tensor:
+    """`part` over all rows, summed; beyond `size` of them in stretches, which the backward pass recomputes."""
+    if len(rows[0]) <= size:
+        return part(*rows)
+    pieces = zip(*(r.split(size) for r in rows), strict=True)
+    parts: list[Any] = [checkpoint(part, *piece, use_reentrant=False) for piece in pieces]
+    return torch.stack(parts).sum()
 
 
 def head_of(model: Any) -> Callable[[Tensor], Tensor] | None:

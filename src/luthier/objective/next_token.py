@@ -14,18 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Annotated
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from luthier.fields import Count, Range
 from luthier.flows import Ctx, Loss
-from luthier.kit.logits import labelled
+from luthier.kit.logits import AT_ONCE, labelled, summed
 from luthier.shapes import Objective, Reduces
-
-AT_ONCE = 2**26
-"""Logits alive at once by default: 256 MiB in fp32."""
 
 
 class NextToken(Objective):
@@ -51,8 +46,4 @@ class NextToken(Objective):
             return F.cross_entropy(head(h_ND).float(), y_N, reduction="sum")
 
         size = self.chunk or max(1, AT_ONCE // model.config.vocab_size)  # type: ignore[union-attr]
-        if y_N.numel() <= size:
-            return part(h_ND, y_N)
-        pairs = zip(h_ND.split(size), y_N.split(size), strict=True)
-        parts = [checkpoint(part, h, y, use_reentrant=False) for h, y in pairs]
-        return torch.stack(parts).sum()  # type: ignore[arg-type]
+        return summed(part, size, h_ND, y_N)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from torch import nn
 from luthier.catalogue import Card, find
 from luthier.flows import Trace
 from luthier.kit.context import Context
+from luthier.kit.decoding import limited
+from luthier.shapes import Decode
 from luthier.testing import Check, must, tiny
 from luthier.testing.measure import untouched
 from luthier.testing.variants import variants
@@ -33,14 +36,13 @@ def checks(entry: Card) -> list[Check]:
 
 
 def quick(cls: Any) -> list[Any]:
-    """The variants of a decoder, made short where it has a field for that."""
-    short = [m.replace(max_new_tokens=LENGTH) if hasattr(m, "max_new_tokens") else m for m in variants(cls)]
-    return list(dict.fromkeys(short))
+    """The variants of a decoder, made short, as far as they can be."""
+    return list(dict.fromkeys(limited(m, LENGTH) for m in variants(cls)))
 
 
 def decode(method: Any, prompts: Any = PROMPTS, seed: int = 0, model: nn.Module | None = None) -> Trace:
     """The trace of the tiny model."""
-    host = tiny.llama() if model is None else model
+    host = tiny.host(method.needs) if model is None else model
     decoding = method.steps([(host, tiny.tokenizer())], list(prompts), Context(seed=seed, step="contract"))
     for _ in decoding:
         pass
@@ -49,9 +51,7 @@ def decode(method: Any, prompts: Any = PROMPTS, seed: int = 0, model: nn.Module 
 
 def outcome(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     """Tokens and texts of the tiny model, at most `LENGTH` new tokens a prompt."""
-    if hasattr(method, "max_new_tokens"):
-        method = method.replace(max_new_tokens=LENGTH)
-    trace = decode(method)
+    trace = decode(limited(method, LENGTH))
     return {"tokens": [_bare(row) for row in trace.tokens], "texts": list(trace.texts)}
 
 
@@ -69,7 +69,19 @@ def _greedy(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     return {"tokens": rows, "texts": [tokenizer.decode(r, skip_special_tokens=True) for r in rows]}
 
 
-PEERS: dict[str, Any] = {"transformers.greedy": _greedy}
+def _fill_mask(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """transformers' way with masked words: the likeliest other token at each mask, one prompt at a time."""
+    model, tokenizer = tiny.host(method.needs), tiny.tokenizer()
+    mask, rows = model.config.mask_token_id, []
+    for prompt in PROMPTS:
+        ids = torch.tensor([tokenizer(prompt)["input_ids"] + [mask] * LENGTH])
+        with torch.no_grad():
+            logits_LV = model(ids).logits[0, -LENGTH:]
+        rows.append(_bare(logits_LV.index_fill(1, torch.tensor([mask]), -torch.inf).argmax(-1).tolist()))
+    return {"tokens": rows, "texts": [tokenizer.decode(r, skip_special_tokens=True) for r in rows]}
+
+
+PEERS: dict[str, Any] = {"transformers.greedy": _greedy, "transformers.fill_mask": _fill_mask}
 
 
 def _bare(row: Any) -> tuple[int, ...]:
@@ -135,7 +147,7 @@ def text_is_ids(entry: Card) -> None:
 def steps_stream(entry: Card) -> None:
     """Steps come while it decodes: after the first, the host has not yet run to the end."""
     method = quick(find(entry.id))[0]
-    model = tiny.llama()
+    model = tiny.host(method.needs)
     with counted(model) as calls:
         steps = iter(method.steps([(model, tiny.tokenizer())], list(PROMPTS), Context(step="contract")))
         next(steps)
@@ -145,22 +157,30 @@ def steps_stream(entry: Card) -> None:
 
 
 def forwards_are_counted(entry: Card) -> None:
-    """The trace counts the host's forward passes truly, and they are never above the host's own need."""
+    """The trace counts the model's forward passes truly; they are never above what the tokens take one by one,
+    nor above those of the decode that hosts the method."""
     for method in quick(find(entry.id)):
-        model = tiny.llama()
+        model = tiny.host(method.needs)
         with counted(model) as calls:
             trace = decode(method, model=model)
-        must(trace.forwards == len(calls), f"{method} says {trace.forwards} forwards, the host ran {len(calls)}")
-        need = max(len(_bare(row)) for row in trace.tokens) + 1
+        must(trace.forwards == len(calls), f"{method} says {trace.forwards} forwards, the model ran {len(calls)}")
+        need = LENGTH if "bidirectional" in method.needs else max(len(_bare(row)) for row in trace.tokens) + 1
         must(trace.forwards <= need, f"{method}: {trace.forwards} forwards for {need} tokens")
+        for host in (getattr(method, f.name) for f in dataclasses.fields(method)):
+            if isinstance(host, Decode):
+                least = decode(host).forwards
+                must(trace.forwards <= least, f"{method}: {trace.forwards} forwards, its host takes {least}")
         must(trace.cache_bytes >= 0, "a cache has at least 0 bytes")
 
 
 def replays(entry: Card) -> None:
-    """Fed back in one pass, a deterministic trace is what its host would choose: token for token."""
-    model, tokenizer = tiny.llama(), tiny.tokenizer()
+    """Fed back, a deterministic trace is what the model would choose: token for token."""
     method = quick(find(entry.id))[0]
     must(deterministic(method), "the default draws: nothing to replay")
+    model, tokenizer = tiny.host(method.needs), tiny.tokenizer()
+    if "bidirectional" in method.needs:
+        _replay_drafts(method, model, tokenizer)
+        return
     for prompt, row in zip(PROMPTS, decode(method).tokens, strict=True):
         ids = [*tokenizer(prompt)["input_ids"], *row]
         with torch.no_grad():
@@ -168,9 +188,27 @@ def replays(entry: Card) -> None:
         must(best[len(ids) - len(row) - 1 : -1] == list(row), f"the host would not have chosen {row}")
 
 
+def _replay_drafts(method: Any, model: Any, tokenizer: Any) -> None:
+    """Each draft fills masked places only, with the likeliest token given what stood there before."""
+    mask, made = model.config.mask_token_id, [[model.config.mask_token_id] * LENGTH for _ in PROMPTS]
+    decoding = method.steps([(model, tokenizer)], list(PROMPTS), Context(step="contract"))
+    for draft in decoding:
+        for row, after in zip(draft.rows, draft.canvas_BL.tolist(), strict=True):
+            ids = [*tokenizer(PROMPTS[row])["input_ids"], *made[row]]
+            with torch.no_grad():
+                logits_LV = model(torch.tensor([ids])).logits[0, -LENGTH:]
+            best = logits_LV.index_fill(1, torch.tensor([mask]), -torch.inf).argmax(-1).tolist()
+            pairs = zip(made[row], after, best, strict=True)
+            must(all(new in ((old,) if old != mask else (mask, top)) for old, new, top in pairs), "not what it chose")
+            must(after != made[row], "a draft decides nothing")
+            made[row] = after
+    for row, kept in zip(made, decoding.trace().tokens, strict=True):
+        must(tuple(row[: len(kept)]) == kept and mask not in kept, f"the drafts give {row}, the trace {kept}")
+
+
 def models_unchanged(entry: Card) -> None:
     for method in quick(find(entry.id)):
-        model = tiny.llama()
+        model = tiny.host(method.needs)
         with untouched(model):
             decode(method, model=model)
 

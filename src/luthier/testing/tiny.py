@@ -79,6 +79,12 @@ def llama(seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: Any) -> Ll
     return cast_(redraw_(model, seed).eval(), dtype)
 
 
+def host(needs: Sequence[str] = (), seed: int = 0, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+    """The tiny Llama with what a method's `needs` asks of its model: a mask token (3), attention both ways."""
+    asked = {"mask_token": {"mask_token_id": 3}, "bidirectional": {"is_causal": False}}
+    return llama(seed, dtype, **{k: v for need in needs for k, v in asked.get(need, {}).items()})
+
+
 def cast_(model: nn.Module, dtype: torch.dtype) -> Any:
     """Parameters to `dtype`; buffers stay, since rotary frequencies in bfloat16 shift the logits."""
     for p in model.parameters():
