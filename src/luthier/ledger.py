@@ -13,6 +13,7 @@ A run folder, `runs/NAME/` unless told otherwise, holds
       history.json        (Tune) one object a logged step: {step, loss, terms, lr, grad_norm, tokens, seconds}
       table.json          (Measure) {"columns": [...], "rows": [[...]], "notes": [...]}, `flows.Table`
       trace.jsonl         (Decode) one object a prompt: {prompt, text, tokens, stopped}
+      certificate.json    (Certify) `flows.Certificate`
     work/STEP/            training checkpoints; gone when the step is done
     cache/                tensors that steps share, such as masks
 
@@ -52,7 +53,7 @@ class Record:
     use: str
     """the method's id"""
     shape: str
-    """Tune, Transform, Measure or Decode"""
+    """Tune, Transform, Measure, Decode or Certify"""
     seed: int
     vary: Mapping[str, Any] = field(default_factory=dict)
     """what this instance of a varied step has: {"seed": 1, "set.share": 0.05}"""
@@ -67,7 +68,7 @@ class Record:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """numbers: a Tune's loss, steps, tokens, trainable, trainable_share, optimizer_state_bytes, peak_rss"""
     artefacts: Mapping[str, str] = field(default_factory=dict)
-    """what to paths relative to the run folder: model, delta, history, table, trace"""
+    """what to paths relative to the run folder: model, delta, history, table, trace, certificate"""
     machine: Mapping[str, Any] = field(default_factory=dict)
     """{"system", "processor", "cores", "threads", "device", "python"}"""
     versions: Mapping[str, str] = field(default_factory=dict)

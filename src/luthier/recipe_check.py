@@ -127,6 +127,18 @@ def placed(fault: LuthierError, marked: Marked, path: tuple, values: Mapping[str
     return LuthierError(fault.what, where=f"{where}: {fault.where}" if fault.where else where, do=fault.do)
 
 
+def problem(marked: Marked, path: tuple, value: Any) -> None:
+    """A problem to certify: a polynomial as text, or a number."""
+    from luthier.kit.polynomial import polynomial
+
+    try:
+        if not isinstance(value, (str, int, float)):
+            raise LuthierError(f"expected a polynomial, got {value!r}", do="write text such as x^2 + 1")
+        polynomial(value)
+    except LuthierError as fault:
+        raise fault.at(marked.where(*path)) from None
+
+
 def train_fields() -> tuple[str, ...]:
     return tuple(f.name for f in dataclasses.fields(TrainSpec))
 
@@ -177,7 +189,7 @@ def data_entry(marked: Marked, name: str, value: Any) -> dict[str, Any]:
     from luthier.engine.data import check_data
 
     value = dict(a_map(marked, value, ("data", name), f"data {name!r}"))
-    keys(marked, value, ("data", name), ("source", "split", "set", "answers"), "data")
+    keys(marked, value, ("data", name), ("source", "split", "set", "answers", "form"), "data")
     kind, colon, _ = str(value.get("source", "")).partition(":")
     if colon and kind not in SOURCES and not Path(str(value["source"])).exists():
         raise unknown("kind of source", kind, SOURCES, where=marked.where("data", name, "source"))

@@ -14,7 +14,9 @@ from luthier import recipe_check as check
 from luthier.errors import LuthierError
 from luthier.recipe_text import Marked
 
-SHAPES = {"Tune": "a model", "Transform": "a model", "Measure": "a table", "Decode": "a trace"}
+SHAPES = {
+    "Tune": "a model", "Transform": "a model", "Measure": "a table", "Decode": "a trace", "Certify": "a certificate",
+}  # fmt: skip
 """what a step of this shape gives; other shapes are no steps of their own"""
 
 

@@ -21,8 +21,9 @@ from luthier.errors import LuthierError
 from luthier.kit.precision import has_half
 from luthier.ledger import Ledger, Record, machine
 from luthier.recipe import Recipe
+from luthier.recipe_grid import SHAPES
 from luthier.recipe_inputs import is_change
-from luthier.recipe_size import Size, size_of, size_of_new, trainable
+from luthier.recipe_size import Size, free_memory, size_of, size_of_new, size_of_proof, trainable
 from luthier.recipe_steps import Step
 
 CPU_RATE = {"fp32": 0.7e11, "bf16": 2e11}
@@ -120,7 +121,7 @@ class _Planning:
         if needed > free:
             word = f"needs {needed / 2**30:.1f} GiB of disk, {free / 2**30:.1f} are free"
             self.problems.append(f"{self.folder}: {word}; free some, or give another folder")
-        return Plan(steps, data, str(self.inputs.device), free, _free_memory(), tuple(self.problems))
+        return Plan(steps, data, str(self.inputs.device), free, free_memory(), tuple(self.problems))
 
     def _data(self, name: str) -> PlannedData:
         data, source = self.inputs.data[name], self.recipe.data[name]["source"]
@@ -142,13 +143,14 @@ class _Planning:
         else:
             self.pending.add(step.name)
         try:
-            guess = {"Tune": self._tune, "Transform": self._transform}.get(step.shape, self._look)(step)
+            work = {"Tune": self._tune, "Transform": self._transform, "Certify": self._certify}
+            guess = work.get(step.shape, self._look)(step)
         except LuthierError as fault:
             self.problems.append(str(fault.at(f"{step.where} (step {step.name})")))
             guess = {}
         if kept:
             guess |= {"seconds": 0.0, "disk": 0}
-        gives = {"Tune": "model", "Transform": "model", "Measure": "table"}.get(step.shape, "trace")
+        gives = SHAPES[step.shape].split()[-1]
         takes = tuple(dict.fromkeys([*step.names("model"), *step.names("data")]))
         return PlannedStep(step.name, step.use, takes, gives, kept is not None, **guess)
 
@@ -202,6 +204,11 @@ class _Planning:
                 raise LuthierError("the models have different shapes", do="merge models of one architecture")
             seconds = size.params * len(names) * 6e-9
         return {"params": size.params, "memory": memory, "disk": disk, "seconds": seconds + START_SECONDS}
+
+    def _certify(self, step: Step) -> dict[str, Any]:
+        flops, memory = size_of_proof(step.roles["problem"], step.method)
+        seconds = self._seconds(step, flops, 8) - START_SECONDS + 0.5  # there is no model to open
+        return {"flops": flops, "memory": memory, "disk": 1 << 16, "seconds": seconds}
 
     def _look(self, step: Step) -> dict[str, Any]:
         sizes = [s for s in (self._size(n, step) for n in step.roles.get("models", ())) if s]
@@ -277,14 +284,6 @@ def measured_rate(runs: Path, use: str, device: str) -> float | None:
             and all(r.machine.get(k) == here[k] for k in ("processor", "cores", "device"))
         ]  # fmt: skip
     return statistics.median(rates[-9:]) if rates else None
-
-
-def _free_memory() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return None
 
 
 def done(folder: Path, step: str, digest: str) -> Record | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -54,3 +55,23 @@ def trainable(method: Any, size: Size) -> int:
     from luthier.kit.sparse import budget
 
     return sum(budget(shape, method.share, method.lora_rank) for shape in size.matrices)
+
+
+def size_of_proof(problem: Any, method: Any) -> tuple[float, int]:
+    """Operations and bytes that a certificate may take: those of the basis the method would start from."""
+    from luthier.kit import gram, moments
+    from luthier.kit.polynomial import polynomial
+
+    p = polynomial(problem)
+    candidates = gram.box(p) if p.terms else None
+    size = len(gram.consistent(p, candidates)) if candidates else 0
+    return moments.cost(size if size <= getattr(method, "largest", size) else 0)
+
+
+def free_memory() -> int | None:
+    """Bytes the system could give now, None where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None

@@ -67,7 +67,7 @@ class Step:
         if self.objective and self.optim:
             made["train"] = self.train.to_dict()
             made |= {"objective": self.objective.to_dict(), "optim": self.optim.to_dict()}
-        else:
+        elif self.shape != "Certify":
             made["dtype"] = self.dtype
         return made
 
@@ -88,6 +88,8 @@ def _step(marked: Marked, draft: Draft, every: list[Draft], data: Mapping[str, A
             raise LuthierError(f"step {draft.base!r} lacks {role.name!r}", where=where, do=f"{card.id} needs it")
     given = {n: resolved(marked, draft, r, every, data) for n, r in roles.items() if body.get(n) not in (None, [])}
     paired(marked, path, given)
+    if card.shape == "Certify":
+        check.problem(marked, (*path, "problem"), given["problem"])
     built = check.method(marked, path, body["use"], body.get("set"), card.shape)
     asked(marked, (*path, "set", "questions"), built, given)
     own = seed_of(marked, draft.vary["seed"], (*path, "vary", "seed")) if "seed" in draft.vary else seed
@@ -116,7 +118,8 @@ def _with_default(marked: Marked, path: tuple, body: Mapping, default: str, shap
 
 
 def _known_keys(marked: Marked, draft: Draft, roles: Mapping[str, check.Role]) -> None:
-    known = ["use", "set", "vary", *roles, *(TRAINING if draft.card.shape == "Tune" else ("dtype",))]
+    extra = {"Tune": TRAINING, "Certify": ()}.get(draft.card.shape, ("dtype",))
+    known = ["use", "set", "vary", *roles, *extra]
     for key in draft.body:
         if key in known:
             continue

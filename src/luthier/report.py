@@ -11,10 +11,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from luthier.errors import LuthierError
-from luthier.flows import Table
+from luthier.flows import Certificate, Table
 from luthier.ledger import Ledger, Record
 
 VERDICTS = ("shown", "not shown", "refuted")
@@ -58,6 +59,7 @@ def summary(folder: Path) -> Summary:
         for step, r in done.items() if "history" in r.artefacts
     }  # fmt: skip
     verdicts = tuple(v for table in tables for v in map(_verdict, table.notes) if v)
+    verdicts += tuple(_proof(folder, r) for r in records if "certificate" in r.artefacts)
     notes = tuple(dict.fromkeys(n for r in records for n in r.notes))
     notes += tuple(n for table in tables for n in table.notes if not _verdict(n))
     return Summary(folder.name, columns, rows, measures, verdicts, records, histories, tuple(dict.fromkeys(notes)))
@@ -65,6 +67,13 @@ def summary(folder: Path) -> Summary:
 
 def _table(folder: Path, record: Record) -> Table:
     return Table.from_json((folder / record.artefacts["table"]).read_text())
+
+
+def _proof(folder: Path, record: Record) -> Verdict:
+    """Is it a sum of squares? Only a proof shows or refutes that."""
+    made = Certificate.from_json((folder / record.artefacts["certificate"]).read_text())
+    word = {"exact": "shown", "not_sos": "refuted"}.get(made.status, "not shown")
+    return Verdict(f"{record.step}: is {shorten(made.problem, 100)} a sum of squares?", word, made.reason)
 
 
 def _verdict(note: str) -> Verdict | None:
@@ -140,6 +149,10 @@ def build(folder: Path) -> Path:
     figures = []
     if s.histories:
         figures.append(("Training", "Each line is one training; strong lines are smoothed.", draw.curves(s.histories)))
+        flops = {r.step: r.metrics["flops_per_token"] for r in s.records if "flops_per_token" in r.metrics}
+        if any("@" in name for name in s.histories) and flops.keys() >= s.histories.keys():
+            text = "The same losses against what they cost: means over the repeats, matrix products counted."
+            figures.append(("Loss against cost", text, draw.costs(s.histories, flops)))
     if paired:
         text = "Paired differences to the reference on the same items, with intervals. Green is better, red worse."
         figures.append(("Differences", text, draw.differences(paired)))

@@ -25,7 +25,7 @@ from luthier.engine.spec import TrainSpec
 from luthier.errors import LuthierError, unknown
 from luthier.kit.context import Context
 from luthier.kit.plain import to_yaml
-from luthier.shapes import Decode, Measure, Method, Objective, Optim, Transform, Tune
+from luthier.shapes import Certify, Decode, Measure, Method, Objective, Optim, Transform, Tune
 
 OPTIONS = {
     "seed": "root of all randomness, 0 by default",
@@ -40,7 +40,7 @@ TRAINING = {"train": None, "objective": "objective.next_token", "optim": "optim.
 
 
 def apply(method: Method, given: Mapping[str, Any]) -> Any:
-    """What the method gives: a `Merged` to save, a `TunedModel`, a Table or a Trace."""
+    """What the method gives: a `Merged` to save, a `TunedModel`, a Table, a Trace or a Certificate."""
     roles = _roles(method)
     known = [*roles, *OPTIONS, *(TRAINING if isinstance(method, Tune) else ())]
     for name in given:
@@ -49,7 +49,8 @@ def apply(method: Method, given: Mapping[str, Any]) -> Any:
     missing = next((n for n, (_, optional) in roles.items() if not optional and given.get(n) is None), None)
     if missing:
         raise LuthierError(f"{missing!r} is missing", where=method.id, do=f"give {missing}=...")
-    for shape, work in {Transform: _merge, Tune: _tune, Measure: _measure, Decode: _decode}.items():
+    every = {Transform: _merge, Tune: _tune, Measure: _measure, Decode: _decode, Certify: _certify}
+    for shape, work in every.items():
         if isinstance(method, shape):
             return work(method, given)
     raise LuthierError(f"a {type(method).__mro__[1].__name__} is not applied by itself", where=method.id)
@@ -184,6 +185,10 @@ def _decode(method: Decode, given: Mapping[str, Any]) -> Any:
         out=Path(), work=Path(), names={"models": [_named(m) for m in _list(given["models"])]}, dtype=_dtype(given),
     )  # fmt: skip
     return runner.decoded(job, ctx)
+
+
+def _certify(method: Certify, given: Mapping[str, Any]) -> Any:
+    return method.certify(given["problem"], _context(given, "apply"))
 
 
 def _subjects(given: Mapping[str, Any]) -> list[Any]:

@@ -24,9 +24,9 @@ from luthier.engine import saved
 from luthier.engine.spec import TrainSpec
 from luthier.engine.subject import Subject_, load
 from luthier.errors import LuthierError, unknown
-from luthier.flows import Data, Table, Trace
+from luthier.flows import Certificate, Data, Table, Trace
 from luthier.kit.context import Context
-from luthier.shapes import Decode, Measure, Method, Objective, Optim, Transform, Tune
+from luthier.shapes import Certify, Decode, Measure, Method, Objective, Optim, Transform, Tune
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -72,7 +72,8 @@ class Outcome:
 
 def execute(job: Job, ctx: Context) -> Outcome:
     """Do the step and write its folder, whole or not at all."""
-    for shape, work in {Tune: _tune, Transform: _transform, Measure: _measure, Decode: _decode}.items():
+    every = {Tune: _tune, Transform: _transform, Measure: _measure, Decode: _decode, Certify: _certify}
+    for shape, work in every.items():
         if isinstance(job.method, shape):
             return work(job, ctx)
     raise LuthierError(f"{job.method.id} is no step of its own", where=job.name)
@@ -185,6 +186,14 @@ def decoded(job: Job, ctx: Context) -> Trace:
         for _ in decoding:
             pass
         return decoding.trace()
+
+
+def _certify(job: Job, ctx: Context) -> Outcome:
+    method: Any = job.method
+    made: Certificate = method.certify(job.roles["problem"], ctx)
+    with write_folder(job.out) as folder:
+        (folder / "certificate.json").write_text(made.to_json())
+    return Outcome({**made.numbers, "squares": len(made.squares)}, {"certificate": "certificate.json"})
 
 
 def device_of(word: str) -> torch.device:

@@ -1,0 +1,1 @@
+"""Polynomials certified as sums of squares."""

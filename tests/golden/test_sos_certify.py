@@ -1,0 +1,267 @@
+"""sos.certify on polynomials whose truth is known, with decompositions and separations written by hand."""
+
+import dataclasses
+import json
+import math
+from fractions import Fraction
+
+import pytest
+
+from luthier.flows import Certificate
+from luthier.kit import gram, moments
+from luthier.kit.context import Context
+from luthier.kit.polynomial import polynomial
+from luthier.sos.certify import SumOfSquares
+
+MOTZKIN = "x^4*y^2 + x^2*y^4 - 3*x^2*y^2 + 1"
+ROBINSON = "x^6 + y^6 + z^6 - x^4*y^2 - x^2*y^4 - x^4*z^2 - y^4*z^2 - x^2*z^4 - y^2*z^4 + 3*x^2*y^2*z^2"
+CHOI_LAM = "x^2*y^2 + x^2*z^2 + y^2*z^2 + w^4 - 4*x*y*z*w"
+SCHEIDERER = "x^4 + x*y^3 + y^4 - 3x^2*y*z - 4x*y^2*z + 2x^2*z^2 + x*z^3 + y*z^3 + z^4"
+SCHMUEDGEN = (
+    "199x^6 - x^4*y^2 + 2x^2*y^4 + 200y^6 - 4x^3*y^2*z + 4x*y^4*z - 1588x^4*z^2 - 12x^2*y^2*z^2"
+    " - 1600y^4*z^2 + 16x^3*z^3 - 16x*y^2*z^3 + 3200x^2*z^4 + 3200y^2*z^4"
+)
+LAX_LAX = " + ".join(
+    "*".join(f"(x{i} - x{j})" for j in range(5) if j != i) if i < 4 else "x0*x1*x2*x3" for i in range(5)
+).replace(" - x4", "")
+HORN = "(v^2+w^2+x^2+y^2+z^2)^2 - 4*(v^2*w^2 + w^2*x^2 + x^2*y^2 + y^2*z^2 + z^2*v^2)"
+NORM = "(v^2+w^2+x^2+y^2+z^2)"
+
+
+def certify(problem, **fields):
+    return SumOfSquares(**fields).certify(problem, Context())
+
+
+def hand(problem, squares, **more):
+    """A certificate with squares given as {weight: text}."""
+    p = polynomial(problem)
+
+    def plain(text):
+        q = polynomial(text)
+        place = [p.variables.index(v) for v in q.variables]
+        rows = []
+        for exponents, c in q.terms:
+            wide = [0] * len(p.variables)
+            for i, e in zip(place, exponents, strict=True):
+                wide[i] = e
+            rows.append((tuple(wide), str(c)))
+        return tuple(rows)
+
+    made = tuple((str(weight), plain(text)) for weight, text in squares)
+    return Certificate("exact", "by hand", p.variables, plain(problem), made, **more)
+
+
+@pytest.mark.parametrize(
+    ("problem", "squares"),
+    [
+        ("2x^4 + 2x^3*y - x^2*y^2 + 5y^4", [("1/2", "2x^2 - 3y^2 + x*y"), ("1/2", "y^2 + 3x*y")]),
+        ("4x^4 + 12x^2*y^2 + 9y^4 + 1", [(1, "2x^2 + 3y^2"), (1, "1")]),
+        ("x^4 - 3x^2 + 9/4", [(1, "x^2 - 3/2")]),
+        ("2x^2 + 2x*y + 5y^2 + 1/3", [(2, "x + y/2"), ("9/2", "y"), ("1/3", "1")]),
+        ("x^6 - 2x^3 + 1", [(1, "x^3 - 1")]),
+        (f"(x^2 + y^2)^2 * ({MOTZKIN})", [
+            (1, "x^2*y*(x^2 + y^2 - 2)"), (1, "x*y^2*(x^2 + y^2 - 2)"), (1, "x*y*(x^2 + y^2 - 2)"), (1, "x^2 - y^2"),
+        ]),
+        ("4/9*x^2 - 4/3*x*y + y^2 + 0.01", [(1, "2x/3 - y"), ("1/100", "1")]),
+    ],
+)  # fmt: skip
+def test_sums_with_a_decomposition_by_hand(problem, squares):
+    by_hand = hand(problem, squares)
+    assert by_hand.refusal() is None
+    found = certify(problem)
+    assert found.status == "exact", found
+    assert found.refusal() is None
+    assert set(found.polynomial) == set(by_hand.polynomial)
+
+
+def test_squares_that_are_forced():
+    """Of a quadratic there is one Gram matrix, so the squares are known to the number."""
+    found = certify("2x^2 + 2x*y + 5y^2 + 1/3")
+    assert found.squares == hand("2x^2 + 2x*y + 5y^2 + 1/3", [(2, "x + y/2"), ("9/2", "y"), ("1/3", "1")]).squares
+    assert found.reason == "a sum of 3 squares over 3 of 3 monomials"
+    assert found.basis == ((1, 0), (0, 1), (0, 0))
+    assert found.numbers == {"all": 3, "basis": 3, "products": 6, "bits": 0} | {
+        k: found.numbers[k] for k in ("margin", "residual")
+    }
+    assert found.numbers["margin"] == 0.0625  # the least eigenvalue 1/3 in units of 16/3, which holds the 15/3
+
+
+@pytest.mark.parametrize("basis", ["consistent", "newton", "full"])
+@pytest.mark.parametrize("problem", [MOTZKIN, ROBINSON, CHOI_LAM], ids=["motzkin", "robinson", "choi-lam"])
+def test_nonnegative_but_no_sum_of_squares(problem, basis):
+    found = certify(problem, basis=basis)
+    assert (found.status, found.point, found.refusal()) == ("not_sos", (), None)
+    assert found.functional
+
+
+def test_motzkin_needs_the_one_monomial():
+    """Only 1, xy, x^2 y, x y^2 may occur, x^2 y^2 comes from (xy)^2 alone, and its coefficient is negative."""
+    found = certify(MOTZKIN)
+    assert found.basis == ((2, 1), (1, 2), (1, 1), (0, 0))
+    by_hand = dataclasses.replace(found, functional=(((2, 2), "1"),))
+    assert by_hand.refusal() is None
+    assert found.numbers["margin"] == -0.75  # -3 in units of 4
+    assert [line.split(":")[0] for line in found.tried] == ["Clarabel"]
+
+
+@pytest.mark.parametrize(("c", "status"), [(0, "exact"), ("1/1000", "not_sos"), (-1, "exact"), (3, "not_sos")])
+def test_motzkins_family(c, status):
+    """x^4 y^2 + x^2 y^4 + 1 - c x^2 y^2 is a sum of squares for c <= 0 only, by the same argument."""
+    found = certify(f"x^4*y^2 + x^2*y^4 + 1 - ({c})*x^2*y^2")
+    assert (found.status, found.refusal()) == (status, None)
+
+
+def test_products_that_are_sums_of_squares():
+    for problem in (f"(x^2 + y^2)*({MOTZKIN})", f"(1 + x^2 + y^2)*({MOTZKIN})", f"({HORN})*{NORM}"):
+        assert certify(problem).refusal() is None, problem
+    assert certify(HORN).status == "not_sos"
+
+
+def test_schmuedgen_and_lax_lax():
+    for problem in (SCHMUEDGEN, LAX_LAX):
+        assert (certify(problem).status, certify(problem).refusal()) == ("not_sos", None)
+
+
+def test_scheiderer_has_no_rational_proof():
+    """A sum of squares of real polynomials, of no rational ones (Scheiderer 2016): no proof must be claimed."""
+    found = certify(SCHEIDERER)
+    assert (found.status, found.squares, found.verify()) == ("numeric", (), False)
+    assert [line.split(":")[0] for line in found.tried] == [
+        "Clarabel", "rounding to multiples of 1 to 2^-40", "a functional that separates it from the squares",
+    ]  # fmt: skip
+    assert abs(found.numbers["margin"]) < 1e-6 and found.numbers["residual"] < 1e-6
+    assert found.reason.startswith("a sum of squares to ") and found.reason.endswith("no proof in fractions")
+    assert len(found.basis) == 6
+
+
+def test_the_exact_bound():
+    """-729/4096 is a known rational bound of x^4 + x^2 + z^6 - 3 x^2 z^2, close above the least one."""
+    form = "x^4 + x^2 + z^6 - 3*x^2*z^2"
+    assert certify(f"{form} + 729/4096").status == "exact"
+    assert certify(f"{form} + 0.1779").status == "not_sos"
+
+
+def test_inside_and_boundary():
+    """Margins of x^4 + a x^2 + b by hand: the Gram matrices are [[1, s], [s, b]] and a - 2s."""
+    assert certify("x^4 + x^2/4 + 1/2").numbers["margin"] > 0.1
+    edge = certify("x^4 - 2x^2 + 1")
+    assert edge.status == "exact" and abs(edge.numbers["margin"]) < 1e-6
+    assert len(edge.squares) == 1
+
+
+@pytest.mark.parametrize(
+    ("problem", "where"),
+    [("x^2 - 4x*y + y^2", (1, 1)), ("x^3 + y^2", (-1, 0)), ("x^2 + x", None), ("-x^4", (1,)), ("x*y", (1, -1))],
+)
+def test_a_point_says_most(problem, where):
+    found = certify(problem)
+    assert found.status == "not_sos"
+    if where is None:  # negative between the points of the grid: a functional
+        assert found.functional and not found.point
+    else:
+        assert found.point == tuple(map(str, where)) and not found.functional
+        assert found.reason == f"it is {polynomial(problem).at(where)} at " + ", ".join(
+            f"{v} = {x}" for v, x in zip(found.variables, where, strict=True)
+        )
+    assert found.refusal() is None
+
+
+def test_a_monomial_that_no_squares_give():
+    found = certify(CHOI_LAM)
+    assert found.reason == "w*x*y*z is no product of two monomials that its squares may hold"
+    assert found.functional == (((1, 1, 1, 1), "1"),)
+    assert found.numbers == {"all": 15, "basis": 4, "products": 10}
+    other = certify("1000x^4 + x^2*y^3 + 1000*y^2 + 1000")
+    assert (other.status, other.refusal(), other.reason[:7]) == ("not_sos", None, "x^2*y^3")
+    assert other.functional == (((2, 3), "-1"),)
+
+
+def test_constants_and_zero():
+    assert certify(7).squares == (("7", (((), "1"),)),)
+    assert certify("x - x").reason == "the zero polynomial is the sum of no squares"
+    assert certify("0").verify()
+    assert (certify(-7).status, certify(-7).functional) == ("not_sos", (((), certify(-7).functional[0][1]),))
+
+
+def test_defaults_are_these():
+    plain = {"basis": "consistent", "bits": 40, "tolerance": 1e-8, "largest": 100, "seconds": None}
+    assert SumOfSquares().to_dict()["set"] == plain
+
+
+def test_bases():
+    """Sizes by hand: 6 monomials of degree up to 2; in half the polytope of x^4 y^2, x^2 y^4 and 1 lie four."""
+    assert [certify(MOTZKIN, basis=b).numbers["basis"] for b in ("full", "newton", "consistent")] == [10, 4, 4]
+    assert certify(MOTZKIN, basis="full").numbers["all"] == 10
+    # half the polytope of x^4, y^4, 1 with x y: xy stays, since x^2 y^2 = x^2 * y^2
+    assert certify("x^4 + y^4 + 1 + x*y", basis="newton").numbers["basis"] == 6
+    # x^2 lies in half the polytope of 1 and x^8 y^2 + ..., but nothing there doubles to it
+    thin = "x^6 + 1 + 100*x^2*y^2 + y^2"
+    sizes = [certify(thin, basis=b).numbers["basis"] for b in ("full", "newton", "consistent")]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_too_large_is_said():
+    found = certify("x^4 + y^4 + 1", largest=5)
+    assert (found.status, found.reason) == ("unknown", "a basis of 6 monomials, largest=5 are allowed")
+    assert certify("x^4 + y^4 + 1", largest=6).status == "exact"
+    assert certify("x^4 + y^4 - 9", largest=5).point == ("0", "0")
+    many = "(" + " + ".join(f"x{i}^5" for i in range(60)) + ")^2 + 1"
+    assert certify(many).reason == "more than 5000 monomials to choose a basis from"
+    assert certify(many, basis="full").status == "unknown"
+    assert certify(f"{many} - 2").status == "not_sos"
+
+
+def test_the_grid_of_the_rounding():
+    """With whole numbers alone x^4 + x^2/4 + 1/2 cannot be rounded; some finer grid serves."""
+    problem = "7x^4 + 5x^3*y - x^2*y^2 + 3x*y^3 + 4y^4 + x^2/3 + y^2/7 + 1/9"
+    coarse, fine = certify(problem, bits=0), certify(problem)
+    assert coarse.status == "numeric"
+    assert "rounding to multiples of 1 to 2^-0: never positive semidefinite" in coarse.tried
+    assert fine.status == "exact" and 0 < fine.numbers["bits"] < 20
+    assert certify(problem, bits=int(fine.numbers["bits"])).numbers["bits"] == fine.numbers["bits"]
+
+
+def test_scale_changes_nothing():
+    """A factor of the polynomial is a factor of the weights."""
+    plain, large = certify("2x^4 + 2x^3*y - x^2*y^2 + 5y^4"), certify("2^40*(2x^4 + 2x^3*y - x^2*y^2 + 5y^4)")
+    assert [(Fraction(w) * 2**40, t) for w, t in plain.squares] == [(Fraction(w), t) for w, t in large.squares]
+    assert certify("x^2/1e300 + 1e300").status == "exact"
+
+
+def test_a_failed_solve_is_a_result(monkeypatch):
+    found = certify(ROBINSON, seconds=1e-9)
+    assert found.status in ("unknown", "numeric", "not_sos")
+    if found.status == "unknown":
+        assert "MaxTime" in found.tried[0]
+
+
+def test_numbers_that_are_none_are_no_proof(monkeypatch):
+    """Where the solver breaks down, or the verifier disagrees, nothing is claimed."""
+    real = moments.separate
+
+    def broken(*args):
+        return dataclasses.replace(real(*args), gram=real(*args).gram * math.nan)
+
+    monkeypatch.setattr(moments, "separate", broken)
+    assert certify("x^2 + 1").reason == "the solver gave no numbers"
+    monkeypatch.undo()
+    monkeypatch.setattr(gram, "consistent", lambda p, candidates: gram.full(p)[1:])  # loses x^2: a wrong basis
+    found = certify("x^4 + y^4 + 1")
+    assert found.status == "unknown" and "the verifier refuses the proof: the basis lacks" in found.reason
+
+
+def test_a_certificate_is_data(tmp_path):
+    for problem in ("x^2 + 1", MOTZKIN, SCHEIDERER):
+        found = certify(problem)
+        path = tmp_path / "c.json"
+        path.write_text(found.to_json())
+        again = Certificate.from_json(path.read_text())
+        assert (again, again.refusal()) == (found, found.refusal())
+        assert set(json.loads(path.read_text())) == {f.name for f in dataclasses.fields(Certificate)}
+
+
+def test_it_reads_well():
+    said = str(certify("2x^4 + 2x^3*y - x^2*y^2 + 5y^4"))
+    assert said.startswith("exact: 2*x^4 + 2*x^3*y - x^2*y^2 + 5*y^4: a sum of 3 squares over 3 of 6 monomials\n= ")
+    p = polynomial(said.partition("= ")[2])
+    assert p == polynomial("2x^4 + 2x^3*y - x^2*y^2 + 5y^4")
