@@ -4,9 +4,10 @@ import pytest
 import torch
 from transformers import DynamicCache, MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from luthier.decode.sample import Sample, draw, filtered
+from luthier.decode.sample import Sample, _Text, filtered
 from luthier.errors import LuthierError
 from luthier.kit.context import Context
+from luthier.kit.decoding import draw
 from luthier.kit.encode import prompt_ids
 from luthier.testing import tiny
 
@@ -36,21 +37,26 @@ def test_greedy_is_transformers_greedy(seed):
 
 
 def test_rows_end_at_different_times_and_leave_the_batch():
-    """Eight rows, some of which end early: every row is what it is alone in transformers."""
-    prompts = [f"{n} is {'so ' * n}" for n in range(8)]
-    for seed in range(40):
-        model = tiny.llama(seed)
-        ids = [generated(model, p, 12, do_sample=False) for p in prompts]
-        ends = {row[3] for row in ids if len(row) == 12}
-        model.generation_config.eos_token_id = [1, *sorted(ends)[:2]]  # two tokens that do come end a row
-        want = tuple(generated(model, p, 12, do_sample=False) for p in prompts)
-        trace, _ = run(Sample(max_new_tokens=12), prompts, model)
-        assert trace.tokens == want
-        lengths = {len(row) for row in want}
-        if len(lengths) > 2 and sum(len(row) < 12 for row in want) > 4:
-            assert "eos" in trace.stopped and trace.forwards == max(lengths)
-            return
-    pytest.fail("no seed gave rows of different lengths")
+    """Eight rows, five of which end early: every row is what it is alone in transformers."""
+    prompts, model = [f"{n} is {'so ' * n}" for n in range(8)], tiny.llama()
+    ends = [generated(model, p, 3, do_sample=False)[2] for p in prompts[:2]]  # two tokens that do come end a row
+    model.generation_config.eos_token_id = [1, *ends]
+    want = tuple(generated(model, p, 8, do_sample=False) for p in prompts)
+    assert [len(row) for row in want] == [1, 3, 8, 3, 8, 8, 3, 4]
+    seen = passes(model)
+    trace, _ = run(Sample(max_new_tokens=8), prompts, model)
+    assert trace.tokens == want and trace.forwards == 8
+    assert trace.stopped == tuple("length" if len(row) == 8 else "eos" for row in want)
+    assert [rows for rows, _ in seen] == [8, 8, 8, 4, 4, 4, 4, 4]  # the fourth pass is without the four that were done
+
+
+def passes(model):
+    """(rows, tokens) of each forward pass to come."""
+    seen = []
+    model.register_forward_pre_hook(
+        lambda module, args, given: seen.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    return seen
 
 
 def test_a_shared_beginning_is_computed_once_and_changes_nothing():
@@ -65,6 +71,19 @@ def test_a_shared_beginning_is_computed_once_and_changes_nothing():
     sliding = tiny.llama(3)
     sliding.config.sliding_window = 4  # where distance in the cache counts, the batch goes through whole
     assert run(Sample(max_new_tokens=8), prompts, sliding)[0].forwards == 8
+
+
+def test_what_counts_as_shared():
+    """Sixteen tokens or more of two prompts or more; a prompt keeps at least one for itself."""
+    for share, own, want in (
+        (16, ([50, 51], [60]), [(1, 16), (2, 2)]), (15, ([50, 51], [60]), [(2, 17)]),
+        (20, ([], []), [(1, 19), (2, 1)]), (18, ([50, 51], []), [(1, 17), (2, 3)]), (20, ([50],), [(1, 21)]),
+    ):  # fmt: skip
+        model, prompts = tiny.llama(1), [[*range(20, 20 + share), *rest] for rest in own]
+        seen = passes(model)
+        trace, _ = run(Sample(max_new_tokens=1), prompts, model)
+        assert seen == want and trace.forwards == len(want)
+        assert trace.tokens == tuple(run(Sample(max_new_tokens=1), [p], model)[0].tokens[0] for p in prompts)
 
 
 @pytest.mark.parametrize(
@@ -145,8 +164,6 @@ def test_streamed_pieces_join_to_the_text(stop):
 
 
 def test_characters_of_several_tokens_come_whole():
-    from luthier.decode.sample import _Text
-
     row = _Text(TOKENIZER, ())
     pieces = [row.push(i) for i in TOKENIZER("é→😀!")["input_ids"]]
     assert [p for p in pieces if p] == ["é", "→", "😀", "!"] and row.whole() == "é→😀!"
@@ -154,6 +171,53 @@ def test_characters_of_several_tokens_come_whole():
     half = TOKENIZER("a😀")["input_ids"][:-1]
     assert "".join([cut.push(i) for i in half]) == "a"
     assert cut.flush() == TOKENIZER.decode(half)[1:]
+
+
+def test_bytes_that_never_make_a_character_are_shown_in_the_end():
+    """The first byte of a four-byte character, again and again: eight of them wait for what never comes."""
+    row, start = _Text(TOKENIZER, ()), TOKENIZER("😀")["input_ids"][0]
+    assert [row.push(start) for _ in range(17)] == ([""] * 7 + ["\ufffd" * 8]) * 2 + [""]
+    assert row.flush() == "\ufffd" and row.whole() == "\ufffd" * 17
+    assert row.flush() == "" and row.whole() == "\ufffd" * 17
+
+
+def pushed(text, *stop):
+    """What each character of the text makes sure, what is held in the end, and the whole."""
+    row = _Text(TOKENIZER, stop)
+    pieces = []
+    for i in TOKENIZER(text)["input_ids"]:
+        pieces.append(row.push(i))
+        if row.stopped:
+            break
+    return pieces, row.flush(), row.whole(), row.stopped
+
+
+def test_text_that_may_begin_a_stop_string_is_held_back():
+    assert pushed("xaby", "abc") == (["x", "", "", "aby"], "", "xaby", False)
+    assert pushed("xab", "abc") == (["x", "", ""], "ab", "xab", False)
+    assert pushed("xabcz", "abc") == (["x", "", "", ""], "", "x", True)
+    assert pushed("aabc", "abc", "never") == (["", "a", "", ""], "", "a", True)
+    assert pushed("pqr", "r", "") == (["p", "q", ""], "", "pq", True)  # an empty stop string is none
+    assert pushed("xabcd", "bcd", "abcde", "cd") == (["x", "", "", "", "a"], "", "xa", True)  # the earliest counts
+    assert pushed("abab", "b") == (["a", ""], "", "a", True)
+
+
+def test_a_row_that_has_stopped_says_nothing_more():
+    """Neither the tokens before the stop string nor an end-of-sequence token are in the text."""
+    model = tiny.llama(1)
+    free = generated(model, "a", 6, do_sample=False)
+    model.generation_config.eos_token_id = free[3]
+    trace, steps = run(Sample(max_new_tokens=6), ["a"], model)
+    assert trace.tokens == (free[: free.index(free[3]) + 1],) and trace.stopped == ("eos",)
+    assert trace.texts == (TOKENIZER.decode(free[: free.index(free[3])], skip_special_tokens=True),)
+    assert "".join(step.texts[0] for step in steps) == trace.texts[0]
+
+
+def test_defaults():
+    """Greedy, 128 tokens, nothing cut."""
+    assert Sample().to_dict()["set"] == {
+        "temperature": 0.0, "top_k": None, "top_p": 1.0, "min_p": 0.0, "max_new_tokens": 128, "stop": [],
+    }  # fmt: skip
 
 
 def test_a_reader_may_stop_early():
@@ -176,6 +240,8 @@ def test_the_context_ends_a_row_and_a_longer_prompt_is_refused():
     model = tiny.llama(max_position_embeddings=12)
     ids = list(range(5, 14))
     assert [len(row) for row in run(Sample(max_new_tokens=50), [ids], model)[0].tokens] == [3]
+    together = run(Sample(max_new_tokens=50), [ids, ids[:4]], model)[0]  # the longest prompt decides
+    assert [len(row) for row in together.tokens] == [3, 3] and together.stopped == ("length",) * 2
     with pytest.raises(LuthierError, match="12 tokens, the model's context 12"):
         run(Sample(), [list(range(5, 17))], model)
     with pytest.raises(LuthierError, match="no tokens"):
@@ -201,8 +267,9 @@ def test_our_own_decoder():
     assert trace.forwards == 11  # what they share went first
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "qwen2"])
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "qwen2", "bloom"])
 def test_other_families(family):
+    """The last one has no end of its context, and takes no positions: nothing is computed once for all there."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {
@@ -210,13 +277,18 @@ def test_other_families(family):
         "gpt_neox": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48},
         "qwen2": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
                   "intermediate_size": 48},
+        "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
     }[family]  # fmt: skip
+    if family != "bloom":
+        sizes["max_position_embeddings"] = 64
     config = AutoConfig.for_model(
-        family, vocab_size=tiny.VOCAB, eos_token_id=1, bos_token_id=None, pad_token_id=0, max_position_embeddings=64,
-        **sizes,
-    )  # fmt: skip
+        family, vocab_size=tiny.VOCAB, eos_token_id=1, bos_token_id=None, pad_token_id=0, **sizes
+    )
     with torch.random.fork_rng():
         model = tiny.redraw_(AutoModelForCausalLM.from_config(config), 0).eval()
-    trace, _ = run(Sample(max_new_tokens=10), model=model)
-    assert trace.tokens == tuple(generated(model, p, 10, do_sample=False) for p in PROMPTS)
+    prompts = [*PROMPTS, f"{PROMPTS[3]} that is 9"]
+    trace, _ = run(Sample(max_new_tokens=10), prompts, model)
+    assert trace.tokens == tuple(generated(model, p, 10, do_sample=False) for p in prompts)
     assert isinstance(model(torch.tensor([[5]]), use_cache=True).past_key_values, DynamicCache)
+    two = run(Sample(max_new_tokens=2), prompts[3:], model)[0]
+    assert two.forwards == (2 if family == "bloom" else 3)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from luthier.decode.sample import Sample
 from luthier.errors import LuthierError
 from luthier.eval.accuracy import Accuracy
 from luthier.kit.context import Context
@@ -71,6 +72,14 @@ def test_limits(half):
     assert len(Accuracy(max_items=3, max_new_tokens=2).measure([subject], [data], Context()).rows) == 3
     with pytest.raises(LuthierError, match="1 training items"):
         Accuracy(shots=2).measure([subject], [data], Context())
+
+
+def test_defaults():
+    """All items, answers of 32 tokens, 64 prompts at a time, no shots, greedy."""
+    assert Accuracy().to_dict()["set"] == {
+        "max_items": None, "max_new_tokens": 32, "batch": 64, "shots": 0,
+        "decode": {"use": "decode.sample", "set": Sample().to_dict()["set"]},
+    }  # fmt: skip
 
 
 def test_another_decode_is_heeded(half):

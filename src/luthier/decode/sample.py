@@ -21,6 +21,7 @@ B rows still running, T positions, V words, N rows in all.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -114,9 +115,9 @@ class Sampling(Decoding):
 
     def _choose(self, logits_BV: Tensor, rows: Sequence[int]) -> list[int]:
         if not self.method.temperature:
-            return logits_BV.argmax(-1).tolist()
+            return logits_BV.argmax(1).tolist()
         u_B = torch.stack([torch.rand((), generator=self.draws[row]) for row in rows]).to(logits_BV.device)
-        return draw(filtered(logits_BV.float(), self.method).softmax(-1), u_B).tolist()
+        return draw(filtered(logits_BV.float(), self.method).softmax(1), u_B).tolist()
 
     def _take(self, rows: Sequence[int], ids: Sequence[int]) -> Step:
         new: list[int | None] = [None] * len(self.prompts)
@@ -142,15 +143,16 @@ class Sampling(Decoding):
 def filtered(logits_BV: Tensor, method: Sample) -> Tensor:
     """Logits after temperature, top-k, top-p and min-p; -inf where a token is out."""
     x_BV = logits_BV / method.temperature
-    if method.top_k and method.top_k < x_BV.shape[-1]:
-        x_BV = x_BV.masked_fill(x_BV < x_BV.topk(method.top_k).values[:, -1:], -torch.inf)
+    if method.top_k:
+        best_BK = x_BV.topk(min(method.top_k, x_BV.shape[1])).values
+        x_BV = x_BV.masked_fill(x_BV < best_BK[:, -1:], -torch.inf)
     if method.top_p < 1:
         sorted_BV, order_BV = x_BV.sort(descending=True)
-        before_BV = sorted_BV.softmax(-1).cumsum(-1) - sorted_BV.softmax(-1)
+        before_BV = sorted_BV.softmax(1).cumsum(1) - sorted_BV.softmax(1)
         x_BV = x_BV.masked_fill(torch.zeros_like(x_BV).scatter(1, order_BV, before_BV) >= method.top_p, -torch.inf)
     if method.min_p:
-        p_BV = x_BV.softmax(-1)
-        x_BV = x_BV.masked_fill(p_BV < method.min_p * p_BV.amax(-1, keepdim=True), -torch.inf)
+        p_BV = x_BV.softmax(1)
+        x_BV = x_BV.masked_fill(p_BV < method.min_p * p_BV.amax(1, keepdim=True), -torch.inf)
     return x_BV
 
 
@@ -161,7 +163,7 @@ class _Host:
         self.model, self.config = model, model.config
         self.device = next(model.parameters()).device
         self.accepts = inspect.signature(model.forward).parameters
-        self.room = getattr(self.config, "max_position_embeddings", None) or 1 << 30
+        self.room = getattr(self.config, "max_position_embeddings", None) or sys.maxsize
         self.forwards = self.cache_bytes = 0
         self.cache: Any = None
 
