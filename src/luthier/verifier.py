@@ -136,33 +136,41 @@ def _functional(polynomial: Terms, certificate: Mapping[str, Any], count: int) -
 
 
 def _possible(polynomial: Terms) -> set[Monomial]:
-    """Every monomial that the argument of step 1 does not strike out."""
+    """Every monomial that the argument of step 1 does not strike out.
+
+    Monomials are written as numbers, with a radix so large that sums and differences of three show no carry.
+    """
     bounds = [(min(column), max(column)) for column in zip(*polynomial, strict=True)]
     degrees = [sum(m) for m in polynomial]
-    left: set[Monomial] = set()
+    radix = 8 * max(degrees) + 1
+
+    def code(monomial: Monomial) -> int:
+        return sum(e * radix**place for place, e in enumerate(monomial))
+
+    left: dict[int, Monomial] = {}
     for seen, monomial in enumerate(_box([(-(-low // 2), high // 2) for low, high in bounds], max(degrees) // 2)):
         if seen > MOST_MONOMIALS:
             raise Refused(f"more than {MOST_MONOMIALS} monomials would have to be looked at")
         if 2 * sum(monomial) >= min(degrees):
-            left.add(monomial)
-    reason: dict[Monomial, Monomial] = {}
-    changed = True
-    while changed:
-        gone = {a for a in left if tuple(2 * e for e in a) not in polynomial and not _stands(a, reason, left)}
-        changed = bool(gone)
-        left -= gone
-    return left
+            left[code(monomial)] = monomial
+    known = {code(m) for m in polynomial}
+    reason: dict[int, int] = {}
+    gone = list(left)
+    while gone:
+        gone = [a for a in left if 2 * a not in known and not _stands(a, reason, left)]
+        for a in gone:
+            del left[a]
+    return set(left.values())
 
 
-def _stands(a: Monomial, reason: dict[Monomial, Monomial], left: set[Monomial]) -> bool:
-    """Whether the square of a is the product of two others that are left; the one found last is tried first."""
-    for b in ([reason[a]] if a in reason else []), left:
-        for one in b:
-            other = tuple(2 * x - y for x, y in zip(a, one, strict=True))
-            if one != a and one in left and other in left:
-                reason[a] = one
-                return True
-    return False
+def _stands(a: int, reason: dict[int, int], left: Mapping[int, Monomial]) -> bool:
+    """Whether the square of a is the product of two others that are left; those found last are tried first."""
+    if a in reason and reason[a] in left and 2 * a - reason[a] in left:
+        return True
+    found = next((b for b in left if 2 * a - b in left and b != a), None)
+    if found is not None:
+        reason[a] = found
+    return found is not None
 
 
 def _box(bounds: list[tuple[int, int]], degree: int) -> Iterator[Monomial]:

@@ -5,7 +5,10 @@ import json
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from luthier.flows import Certificate
 from luthier.kit import gram, moments
@@ -265,3 +268,36 @@ def test_it_reads_well():
     assert said.startswith("exact: 2*x^4 + 2*x^3*y - x^2*y^2 + 5*y^4: a sum of 3 squares over 3 of 6 monomials\n= ")
     p = polynomial(said.partition("= ")[2])
     assert p == polynomial("2x^4 + 2x^3*y - x^2*y^2 + 5y^4")
+
+
+COEFFICIENTS = st.sampled_from([Fraction(n, d) for n in range(-3, 4) for d in (1, 2, 3)])
+LINES = st.dictionaries(st.tuples(st.integers(0, 2), st.integers(0, 2)), COEFFICIENTS, min_size=1, max_size=4)
+
+
+@given(st.lists(LINES, min_size=1, max_size=4), st.integers(1, 5))
+@settings(max_examples=30, deadline=None)
+def test_what_is_planted_is_never_refuted(lines, weight):
+    """Sums of squares get a proof or an honest `numeric`; less their value somewhere, and 1, a refutation."""
+    total = " + ".join(f"{weight}*({polynomial(line)})^2" for line in lines)
+    found = certify(total)
+    assert found.status in ("exact", "numeric"), total
+    assert found.status == "numeric" or found.verify()
+    p = polynomial(total)
+    below = certify(f"{total} - {p.at([1] * len(p.variables)) + 1}")
+    assert below.status == "not_sos" and below.verify()
+
+
+def test_strictly_inside_is_always_proven():
+    """b'(GG' + I)b over all of b has a positive definite Gram matrix, so there must be a proof."""
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        basis = [(2, 0), (1, 1), (0, 2), (1, 0), (0, 1), (0, 0)]
+        factor = rng.integers(-9, 10, (6, 6))
+        matrix = factor @ factor.T + 3 * np.eye(6, dtype=int)
+        terms = {}
+        for i, a in enumerate(basis):
+            for j, b in enumerate(basis):
+                key = (a[0] + b[0], a[1] + b[1])
+                terms[key] = terms.get(key, 0) + Fraction(int(matrix[i, j]), 7)
+        for way in ("consistent", "newton", "full"):
+            assert certify(terms, basis=way).status == "exact"
