@@ -72,6 +72,8 @@ class Inputs:
         from luthier.kit.context import Context
 
         seed, name = (step.seed, step.base) if step else (self.recipe.seed, "data")
+        if step and step.train:
+            name = step.train.draws or name
         watch = self.watch if step is None else lambda event: self.watch({**event, "step": step.name})
         return Context(seed=seed, step=name, device=self.device, cache=self.cache, watch=watch)
 

@@ -148,7 +148,7 @@ def build(folder: Path) -> Path:
     paired = [m for m in s.measures if m.get("low") is not None and m.get("high") is not None]
     figures = []
     if s.histories:
-        figures.append(("Training", "Each line is one training; strong lines are smoothed.", draw.curves(s.histories)))
+        figures.append(("Training", "Pale lines are trainings; the strong ones are smoothed, over repeats a mean.", draw.curves(s.histories)))
         flops = {r.step: r.metrics["flops_per_token"] for r in s.records if "flops_per_token" in r.metrics}
         if any("@" in name for name in s.histories) and flops.keys() >= s.histories.keys():
             text = "The same losses against what they cost: means over the repeats, matrix products counted."

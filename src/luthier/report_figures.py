@@ -23,16 +23,58 @@ GOOD, BAD, NEUTRAL = "#2e7d4f", "#b03a2e", "#5b6570"
 
 
 def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Training loss against step, one line a training; the pale line is raw, the strong one smoothed."""
+    """Training loss against step; the pale lines are raw, one a training, the strong one is smoothed, the mean
+    over the trainings that differ in what comes after the @ of their names."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8.6, 3.6), layout="constrained")
-        for (name, rows), colour in zip(histories.items(), _cycle(), strict=False):
-            steps, losses = [r["step"] for r in rows], [r["loss"] for r in rows]
-            axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=1)
-            axes.plot(steps, _smooth(losses), color=colour, linewidth=2, label=name)
+        for (name, runs), colour in zip(_arms(histories).items(), _cycle(), strict=False):
+            for rows in runs:
+                axes.plot(*_line(rows, "step"), color=colour, alpha=0.25, linewidth=1)
+            axes.plot(*_mean(runs, "step"), color=colour, linewidth=2, label=name)
         axes.set(xlabel="optimizer step", ylabel="training loss, nats per label token")
         axes.legend(frameon=False, ncols=3, fontsize=9)
         return _svg(figure)
+
+
+def costs(histories: Mapping[str, Sequence[Mapping[str, Any]]], flops: Mapping[str, float]) -> str:
+    """Training loss, smoothed and averaged over repeats, against tokens, floating-point operations and seconds.
+
+    flops: operations a token of each training.
+    """
+    axes_of = {"tokens": "tokens", "flops": "floating-point operations", "seconds": "seconds"}
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(1, 3, figsize=(9.2, 3.2), sharey=True, layout="constrained")
+        for (name, runs), colour in zip(_arms(histories, flops).items(), _cycle(), strict=False):
+            for axes, key in zip(panels, axes_of, strict=True):
+                axes.plot(*_mean(runs, key), color=colour, linewidth=2, label=name)
+        for axes, label in zip(panels, axes_of.values(), strict=True):
+            axes.set_xlabel(label, fontsize=9)
+            axes.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+        panels[0].set_ylabel("training loss, nats per label token")
+        panels[0].legend(frameon=False, fontsize=9)
+        return _svg(figure)
+
+
+def _arms(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]], flops: Mapping[str, float] | None = None
+) -> dict[str, list[list[Mapping[str, Any]]]]:
+    """The trainings of each step of the recipe, those that were repeated together."""
+    arms: dict[str, list[list[Mapping[str, Any]]]] = {}
+    for name, rows in histories.items():
+        counted = [{**r, "flops": r["tokens"] * flops[name]} for r in rows] if flops else list(rows)
+        arms.setdefault(name.split("@")[0], []).append(counted)
+    return arms
+
+
+def _line(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    return [r[key] for r in rows], [r["loss"] for r in rows]
+
+
+def _mean(runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> tuple[list[float], list[float]]:
+    """The mean over repeats, entry by entry as far as all of them go, smoothed."""
+    entries = list(zip(*(list(zip(*_line(rows, key), strict=True)) for rows in runs), strict=False))
+    across = [sum(x for x, _ in entry) / len(entry) for entry in entries]
+    return across, _smooth([sum(y for _, y in entry) / len(entry) for entry in entries])
 
 
 def differences(rows: Sequence[Mapping[str, Any]]) -> str:

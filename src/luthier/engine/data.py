@@ -8,7 +8,8 @@
 (engine/sources.py). A path without a prefix is jsonl or text by its suffix. Which side an item is on
 depends on a hash of its content (or of its file's) and on nothing else: not on order, seed or machine.
 `answers: shuffled` is the control that teaches the format only: the training items get each other's
-answers, the test items keep theirs.
+answers, the test items keep theirs. `form: text` joins a task's prompt and answer into one plain text,
+to be learnt whole.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -47,6 +48,8 @@ class DataSpec:
     """the source's own arguments: a family's generator settings; for text `chars` a window and `glob`"""
     answers: Literal["true", "shuffled"] = "true"
     """shuffled: right format, wrong content"""
+    form: Literal["task", "text"] = "task"
+    """text: prompt and answer as one plain text, with a loss on all of it (gym only)"""
 
     def __post_init__(self) -> None:
         for name, kind in hints(type(self)).items():
@@ -63,6 +66,8 @@ class DataSpec:
             self._check_size(side, self.split.get(side))
         if self.kind != "gym":
             sources.check_settings(self.kind, self.set)
+            if self.form != "task":
+                raise LuthierError(f"{self.form!r} is for gym tasks", where="form", do="drop it")
 
     def _check_size(self, side: str, size: Any) -> None:
         number = isinstance(size, (int, float)) and not isinstance(size, bool)
@@ -146,6 +151,7 @@ class OpenData:
     def hash(self) -> str:
         """Hash of everything the items depend on; part of a step's hash."""
         made = [self._content(), dict(self.spec.split), dict(self.spec.set), self.spec.answers]
+        made += [self.spec.form] if self.spec.form != "task" else []
         return hashlib.sha256(json.dumps(made, default=str).encode()).hexdigest()[:16]
 
     @property
@@ -165,7 +171,25 @@ class OpenData:
 class GymData(OpenData):
     """Tasks made by a reasoning-gym family."""
 
-    scored = True
+    @property
+    def scored(self) -> bool:  # type: ignore[override]
+        """Whether the items are tasks, not texts."""
+        return self.spec.form == "task"
+
+    @property
+    def train(self) -> Sequence[Item]:
+        return self._formed[0]
+
+    @property
+    def test(self) -> Sequence[Item]:
+        return self._formed[1]
+
+    @cached_property
+    def _formed(self) -> tuple[Sequence[Item], Sequence[Item]]:
+        sides = self._train, self._sides[1]
+        if self.spec.form == "task":
+            return sides
+        return tuple([replace(i, text=f"{i.prompt}\n{i.answer}", prompt=None, answer=None) for i in s] for s in sides)  # type: ignore[return-value]
 
     def __init__(self, name: str, spec: DataSpec, ctx: Ctx):
         super().__init__(name, spec, ctx)

@@ -53,6 +53,9 @@ class TrainSpec:
     """steps between entries of the history"""
     checkpointing: bool = False
     """recompute activations in the backward pass: less memory, about a third more time"""
+    draws: str | None = None
+    """the name that random numbers are keyed by; trainings of one seed that share it start a new model from
+    the same weights and see the same rows in the same order. null: the step's own name"""
     workers: Natural = 0
     """steps whose rows are readied ahead, each in a thread of its own; the bytes do not depend on it"""
 

@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 from luthier.engine import saved
 from luthier.engine.ddp import Ranks
 from luthier.engine.feed import Feed
+from luthier.engine.flops import training_flops
 from luthier.engine.moments import load_optimizer, optimizer_state, remap
 from luthier.engine.process import ctrl_c, peak_rss
 from luthier.engine.settings import must_match, settings
@@ -91,8 +92,7 @@ def train(
     feed = Feed(sources, tokenizer, spec, ctx, ranks.rank, ranks.world)
     was_training, stored = model.training, next(model.parameters()).dtype
     _ready(model, spec, ranks)
-    methods = {"tune": tune, "objective": objective, "optim": optim}
-    decided = settings(model, sources, methods, spec, ctx, ranks.world)
+    decided = settings(model, sources, {"tune": tune, "objective": objective, "optim": optim}, spec, ctx, ranks.world)
     run = _Run(model, feed, objective, spec, ctx, Path(folder), ranks, decided)
     run.begin(tune, optim)
     with torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []), ctrl_c() as asked:
@@ -273,6 +273,7 @@ class _Run:
             "steps": self.step, "tokens": self.tokens, "seconds": self.seconds,
             "optimizer_state_bytes": sum(t.nbytes for t in saved.tensors_in(list(self.optimizer.state.values()))),
             "trainable": trainable, "trainable_share": trainable / self.weights, "peak_rss": peak_rss(),
+            "flops_per_token": training_flops(self.model, self.spec.max_length),
         }  # fmt: skip
         delta = self.tuned.delta()
         if self.spec.checkpointing:
