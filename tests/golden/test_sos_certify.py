@@ -14,7 +14,7 @@ from luthier.flows import Certificate
 from luthier.kit import gram, moments
 from luthier.kit.context import Context
 from luthier.kit.polynomial import polynomial
-from luthier.sos.certify import SumOfSquares
+from luthier.sos.certify import GRIDS, SumOfSquares
 
 MOTZKIN = "x^4*y^2 + x^2*y^4 - 3*x^2*y^2 + 1"
 ROBINSON = "x^6 + y^6 + z^6 - x^4*y^2 - x^2*y^4 - x^4*z^2 - y^4*z^2 - x^2*z^4 - y^2*z^4 + 3*x^2*y^2*z^2"
@@ -169,10 +169,18 @@ def test_a_point_says_most(problem, where):
     assert found.refusal() is None
 
 
+@pytest.mark.parametrize("problem", ["x^2 - 1/2^15", "x^2 + 1/2^15"])
+def test_a_small_margin_is_a_margin(problem):
+    """2^-15 = 3e-5 says clearly on which side it lies: the other side is not even tried."""
+    found = certify(problem)
+    assert abs(found.numbers["margin"]) == pytest.approx(2**-15, rel=1e-2)
+    assert (found.status, len(found.tried)) == ("exact" if "+" in problem else "not_sos", 1)
+
+
 def test_a_monomial_that_no_squares_give():
     found = certify(CHOI_LAM)
     assert found.reason == "w*x*y*z is no product of two monomials that its squares may hold"
-    assert found.functional == (((1, 1, 1, 1), "1"),)
+    assert found.functional == (((1, 1, 1, 1), "4"),)
     assert found.numbers == {"all": 15, "basis": 4, "products": 10}
     other = certify("1000x^4 + x^2*y^3 + 1000*y^2 + 1000")
     assert (other.status, other.refusal(), other.reason[:7]) == ("not_sos", None, "x^2*y^3")
@@ -189,6 +197,7 @@ def test_constants_and_zero():
 def test_defaults_are_these():
     plain = {"basis": "consistent", "bits": 40, "tolerance": 1e-8, "largest": 100, "seconds": None}
     assert SumOfSquares().to_dict()["set"] == plain
+    assert GRIDS == (0, 1, 2, 3, 4, 6, 8, 12, 16, 20, 26, 32)
 
 
 def test_bases():
@@ -208,7 +217,7 @@ def test_too_large_is_said():
     assert (found.status, found.reason) == ("unknown", "a basis of 6 monomials, largest=5 are allowed")
     assert certify("x^4 + y^4 + 1", largest=6).status == "exact"
     assert certify("x^4 + y^4 - 9", largest=5).point == ("0", "0")
-    many = "(" + " + ".join(f"x{i}^5" for i in range(60)) + ")^2 + 1"
+    many = "(" + " + ".join(f"x{i}^5" for i in range(24)) + ")^2 + 1"
     assert certify(many).reason == "more than 5000 monomials to choose a basis from"
     assert certify(many, basis="full").status == "unknown"
     assert certify(f"{many} - 2").status == "not_sos"
@@ -243,7 +252,9 @@ def test_numbers_that_are_none_are_no_proof(monkeypatch):
     real = moments.separate
 
     def broken(*args):
-        return dataclasses.replace(real(*args), gram=real(*args).gram * math.nan)
+        found = real(*args)
+        found.gram[0, 0] = math.nan
+        return found
 
     monkeypatch.setattr(moments, "separate", broken)
     assert certify("x^2 + 1").reason == "the solver gave no numbers"

@@ -59,18 +59,18 @@ class SumOfSquares(Certify):
     def certify(self, problem: Any, ctx: Ctx) -> Certificate:
         p = polynomial(problem)
         if not p.terms:
-            return _given(p, "exact", "the zero polynomial is the sum of no squares")
+            return _given(p, "exact", "the zero polynomial is the sum of no squares", numbers={})
         basis = self._basis(p)
         if basis is None:
-            return _undecided(p, f"more than {gram.MOST} monomials to choose a basis from", {}, [])
+            return _undecided(p, f"more than {gram.MOST} monomials to choose a basis from", {})
         products = gram.products(basis)
         numbers: Numbers = {"all": gram.everything(p), "basis": len(basis), "products": len(products)}
         alone = next((m for m in p.support if m not in products), None)
         if alone is not None:
             why = f"{monomial_text(p.variables, alone)} is no product of two monomials that its squares may hold"
-            return _refuted(p, why, basis, {alone: Fraction(-1 if dict(p.terms)[alone] > 0 else 1)}, numbers)
+            return _refuted(p, why, basis, {alone: -dict(p.terms)[alone]}, numbers)
         if len(basis) > self.largest:
-            return _undecided(p, f"a basis of {len(basis)} monomials, largest={self.largest} are allowed", numbers, [])
+            return _undecided(p, f"a basis of {len(basis)} monomials, largest={self.largest} are allowed", numbers)
         return self._solved(p, basis, products, numbers, ctx)
 
     def _basis(self, p: Polynomial) -> list[Exponents] | None:
@@ -91,22 +91,23 @@ class SumOfSquares(Certify):
         if not np.isfinite(found.gram).all():
             return _undecided(p, "the solver gave no numbers", numbers, tried)
         numbers = numbers | {"margin": float(f"{found.margin:.3g}"), "residual": float(f"{found.residual:.3g}")}
-        if found.margin > -NEAR:
-            for bits in ctx.progress([*(b for b in GRIDS if b < self.bits), self.bits], what="rounding"):
+        side = int(found.margin / NEAR)
+        if side >= 0:
+            for bits in ctx.progress(sorted({min(b, self.bits) for b in (*GRIDS, self.bits)}), what="rounding"):
                 matrix = exact.gram_matrix(found.gram, unit, bits, products, dict(p.terms))
                 squares = exact.squares(matrix, basis)
                 if squares is not None:
                     why = f"a sum of {len(squares)} squares over {len(basis)} of {numbers['all']} monomials"
                     return _given(p, "exact", why, squares, basis, numbers=numbers | {"bits": bits}, tried=tried)
             tried.append(f"rounding to multiples of 1 to 2^-{self.bits}: never positive semidefinite")
-        if found.margin < NEAR:
+        if side <= 0:
             inside = moments.central(products, len(basis), self.tolerance)
             made = exact.functional(p, products, len(basis), found.moments, inside, self.bits)
             if made is not None:
                 why = "a functional that is negative on no square is negative on it"
                 return _refuted(p, why, basis, made, numbers, tried)
             tried.append("a functional that separates it from the squares: none in fractions")
-        if found.residual < NEAR and found.margin > -NEAR:
+        if side >= 0 and found.residual < NEAR:
             why = f"a sum of squares to {found.residual:.1g}, margin {found.margin:.2g}; no proof in fractions"
             return _given(p, "numeric", why, basis=basis, numbers=numbers, tried=tried)
         return _undecided(p, "neither squares nor a proof against them", numbers, tried)
@@ -121,20 +122,20 @@ def _unit(p: Polynomial) -> Fraction:
 
 def _refuted(
     p: Polynomial, why: str, basis: list[Exponents], functional: Mapping[Exponents, Fraction], numbers: Numbers,
-    tried: list[str] | None = None,
+    tried: Sequence[str] = (),
 ) -> Certificate:  # fmt: skip
     """Not a sum of squares: by a point, which says more, or by the functional."""
     terms = [(m, c) for m, c in functional.items() if c]
-    return _negative(p, numbers, tried or []) or _given(
-        p, "not_sos", why, basis=basis, functional=terms, numbers=numbers, tried=tried or []
+    return _negative(p, numbers, tried) or _given(
+        p, "not_sos", why, basis=basis, functional=terms, numbers=numbers, tried=tried
     )
 
 
-def _undecided(p: Polynomial, why: str, numbers: Numbers, tried: list[str]) -> Certificate:
+def _undecided(p: Polynomial, why: str, numbers: Numbers, tried: Sequence[str] = ()) -> Certificate:
     return _negative(p, numbers, tried) or _given(p, "unknown", why, numbers=numbers, tried=tried)
 
 
-def _negative(p: Polynomial, numbers: Numbers, tried: list[str]) -> Certificate | None:
+def _negative(p: Polynomial, numbers: Numbers, tried: Sequence[str]) -> Certificate | None:
     point = exact.negative_point(p)
     if not point:
         return None
@@ -143,15 +144,15 @@ def _negative(p: Polynomial, numbers: Numbers, tried: list[str]) -> Certificate 
 
 
 def _given(
-    p: Polynomial, status: str, reason: str, squares: Sequence[exact.Square] = (), basis: Sequence[Exponents] = (),
-    functional: Sequence[tuple[Exponents, Fraction]] = (), point: Sequence[Fraction] = (),
-    numbers: Numbers | None = None, tried: Sequence[str] = (),
+    p: Polynomial, status: str, reason: str, squares: Sequence[exact.Square] = (), basis: Sequence[Exponents] = (), *,
+    functional: Sequence[tuple[Exponents, Fraction]] = (), point: Sequence[Fraction] = (), numbers: Numbers,
+    tried: Sequence[str] = (),
 ) -> Certificate:  # fmt: skip
     """The certificate as data, after the verifier has read it."""
     made = Certificate(
         status=status, reason=reason, variables=p.variables, polynomial=_plain(p.terms), basis=tuple(basis),
         squares=tuple((str(weight), _plain(terms)) for weight, terms in squares), functional=_plain(functional),
-        point=tuple(map(str, point)), tried=tuple(tried), numbers=numbers or {},
+        point=tuple(map(str, point)), tried=tuple(tried), numbers=numbers,
     )  # fmt: skip
     refusal = made.refusal() if status in ("exact", "not_sos") else None
     return made if refusal is None else dataclasses.replace(
