@@ -6,10 +6,11 @@ import difflib
 import pytest
 
 import toys
+from luthier import catalogue
 from luthier.errors import LuthierError
-from luthier.testing import golden, run_method
+from luthier.testing import golden, mutants, run_method
 from luthier.testing.faults import plant
-from luthier.testing.mutants import hunt
+from luthier.testing.mutants import HARMLESS, Hunt, hunt
 
 SOURCE = '''"""Toy: 1 + 1 in words stays.
 
@@ -94,6 +95,31 @@ def toy(tmp_path, monkeypatch):
     made.close()
 
 
+def test_what_is_said_to_be_harmless_is_planted():
+    """Each entry is about one fault of the method's file as it stands, and gives a reason."""
+    for (id_, line, what), why in HARMLESS.items():
+        source = catalogue.card(id_).path.read_text(encoding="utf-8")
+        lines = source.splitlines()
+        found = [m for m in plant(source) if m.what == what and lines[m.line - 1].strip() == line]
+        assert len(found) == 1 and len(why) > 20, (id_, line, what)
+
+
+def test_harmless_faults_are_not_noticed_ones():
+    a, b, c = plant("x = 1 + y\nz = 2\n")
+    found = Hunt("toy.one", 3, (a,), ((b, "the same in twos"),), {"golden": 1})
+    assert (found.noticed, found.share) == (1, 1 / 3)
+    assert found.lines()[0] == "toy.one: 1 of 3 planted faults noticed (33%)"
+    assert found.lines()[2].endswith("changes nothing, the same in twos") and c.what not in str(found.lines())
+
+
+@pytest.mark.slow
+def test_a_fault_said_to_be_harmless_that_is_noticed_is_an_error(monkeypatch):
+    key = ("norm.rms", "center: bool = False", "False -> True")
+    monkeypatch.setattr(mutants, "HARMLESS", {key: "said so"})
+    with pytest.raises(LuthierError, match="noticed False -> True, said to change nothing"):
+        hunt("norm.rms", limit=1)
+
+
 @pytest.mark.slow
 def test_a_hunt_tells_noticed_from_unnoticed():
     """Of the plain average every fault in the sum is noticed, and the tree is as before."""
@@ -103,7 +129,7 @@ def test_a_hunt_tells_noticed_from_unnoticed():
     found = hunt("merge.linear", limit=4, watch=seen.append)
     assert path.read_bytes() == before
     assert (found.tried, len(seen)) == (4, 4)
-    assert sum(found.by.values()) + len(found.survivors) == 4
+    assert found.noticed + len(found.survivors) + len(found.harmless) == 4
     assert found.share >= 0.75
     assert found.lines()[0].startswith("merge.linear: ")
 

@@ -2,7 +2,7 @@
 
 Contract checks and golden vectors of one method run against each changed file, in a process of its
 own, on a copy of the package: the tree is never edited. A fault nobody notices is reported with its
-line; it either needs a test or changes nothing that matters.
+line; it either needs a test or changes nothing that matters, and then stands in HARMLESS with the proof.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from luthier.testing import golden
 from luthier.testing.faults import Mutant, plant
 
 GOAL = 0.95
+HARMLESS: dict[tuple[str, str, str], str] = {}
+"""(method, line of its file, what became of what) -> why no test can tell: what the method does is the same.
+Such a fault is tried like the others; it never counts as noticed, and a test that does notice it is an error."""
 
 
 @dataclass(frozen=True)
@@ -34,45 +37,63 @@ class Hunt:
     id: str
     tried: int
     survivors: tuple[Mutant, ...]
+    """those that nothing noticed, without the harmless"""
+    harmless: tuple[tuple[Mutant, str], ...]
+    """those that nothing can notice, and why"""
     by: dict[str, int]
     """how many each check caught, the first that noticed"""
 
     @property
+    def noticed(self) -> int:
+        """How many faults some test noticed."""
+        return sum(self.by.values())
+
+    @property
     def share(self) -> float:
-        """The share of faults that were noticed."""
-        return 1.0 - len(self.survivors) / self.tried if self.tried else 1.0
+        """The share of all faults, harmless ones too, that were noticed."""
+        return self.noticed / self.tried if self.tried else 1.0
 
     def lines(self) -> list[str]:
-        """The result for people: the share, then each fault nobody noticed."""
-        head = (
-            f"{self.id}: {self.tried - len(self.survivors)} of {self.tried} planted faults noticed ({self.share:.0%})"
-        )
-        return [head, *(f"  line {m.line}: {m.what}" for m in self.survivors)]
+        """The result for people: the share, then each fault nobody noticed, and why if that is known."""
+        return [
+            f"{self.id}: {self.noticed} of {self.tried} planted faults noticed ({self.share:.0%})",
+            *(f"  line {m.line}: {m.what}" for m in self.survivors),
+            *(f"  line {m.line}: {m.what}: changes nothing, {why}" for m, why in self.harmless),
+        ]
 
 
 def hunt(id_: str, limit: int | None = None, watch: Callable[[str], None] | None = None) -> Hunt:
     """Plant faults in the method's file, one at a time, and see which the tests notice.
 
     limit: try at most this many, spread evenly over the file.  watch: receives one line a fault.
-    Raises LuthierError if the tests fail on the file as it is, or the platform cannot fork.
+    Raises LuthierError if the tests fail on the file as it is or notice what is said to be harmless, or if the
+    platform cannot fork.
     """
     if not hasattr(os, "fork"):
         raise LuthierError("planted faults need os.fork", do="use Linux or macOS")
     entry = catalogue.card(id_)
-    mutants = plant(entry.path.read_text(encoding="utf-8"))
+    source = entry.path.read_text(encoding="utf-8")
+    mutants, lines = plant(source), source.splitlines()
     if limit is not None and len(mutants) > limit:
         mutants = [mutants[i * len(mutants) // limit] for i in range(limit)]
-    survivors, by = [], {}
+    survivors, harmless, by = [], [], {}
     with tempfile.TemporaryDirectory(prefix="luthier-mutants-") as temp:
         target = _overlay(Path(temp), entry)
         for i, caught in _trials(id_, Path(temp), target, mutants):
-            if not caught:
-                survivors.append(mutants[i])
-            else:
+            mutant = mutants[i]
+            why = HARMLESS.get((id_, lines[mutant.line - 1].strip(), mutant.what), "")
+            if caught and why:
+                where, said = f"{id_} line {mutant.line}", f"{caught} noticed {mutant.what}, said to change nothing"
+                raise LuthierError(said, where=where, do="take it out of HARMLESS")
+            if caught:
                 by[caught] = by.get(caught, 0) + 1
+            elif why:
+                harmless.append((mutant, why))
+            else:
+                survivors.append(mutant)
             if watch:
-                watch(f"{i + 1}/{len(mutants)} line {mutants[i].line}: {mutants[i].what}: {caught or 'NOT NOTICED'}")
-    return Hunt(id_, len(mutants), tuple(survivors), by)
+                watch(f"{i + 1}/{len(mutants)} line {mutant.line}: {mutant.what}: {caught or why or 'NOT NOTICED'}")
+    return Hunt(id_, len(mutants), tuple(survivors), tuple(harmless), by)
 
 
 def _overlay(where: Path, entry: catalogue.Card) -> Path:
