@@ -140,6 +140,71 @@ def test_reproduce_on_unseen_seeds(written, tmp_path):
     assert record["observations"]["9"]["method"] == pytest.approx(2.09)
 
 
+def test_unseen_seeds_stand_beside_the_verdict(written, tmp_path):
+    reproduce(["toy.one"], tmp_path)
+    written["toy.one"] = make(lambda seed, ctx: {"method": 1.0 - 0.01 * seed, "control": 1.0}, seeds=3)
+    (record,) = reproduce(["toy.one"], tmp_path, seeds=[7, 9])
+    assert (record["verdict"], record["seeds"]) == ("holds", [0, 1, 2])
+    assert (record["unseen"]["verdict"], record["unseen"]["seeds"]) == ("fails", [7, 9])
+    assert "on unseen seeds **fails**: -0.08 [" in (tmp_path / "verdicts.md").read_text()
+    (again,) = reproduce(["toy.one"], tmp_path)
+    assert "unseen" not in again and again["verdict"] == "fails"
+
+
+def test_a_stopped_claim_goes_on_at_the_next_seed(written, tmp_path):
+    done = []
+
+    def run(seed, ctx):
+        if seed == 2 and len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(seed)
+        return {"method": 2.0 + seed, "control": 1.0}
+
+    written["toy.one"] = make(run, seeds=3)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(["toy.one"], tmp_path)
+    assert done == [0, 1] and not (tmp_path / "verdicts.json").exists()
+    done.append("stopped")
+    (record,) = reproduce(["toy.one"], tmp_path)
+    assert done == [0, 1, "stopped", 2] and list(record["observations"]) == ["0", "1", "2"]
+    assert not (tmp_path / "verdicts.partial.json").exists()
+
+
+def test_what_was_kept_of_another_source_is_not_used(written, tmp_path):
+    def run(seed, ctx):
+        if seed == 1 and not changed:
+            raise KeyboardInterrupt
+        return {"method": 5.0 if changed else 2.0, "control": 1.0}
+
+    changed = []
+    written["toy.one"] = make(run, seeds=2)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(["toy.one"], tmp_path)
+    (tmp_path / "claims" / "toy_one.py").write_text("CLAIM = 1\n")
+    changed.append(1)
+    (record,) = reproduce(["toy.one"], tmp_path)
+    assert [o["method"] for o in record["observations"].values()] == [5.0, 5.0]
+
+
+def test_a_budget_runs_what_is_due_shortest_first_and_says_what_is_left(written, tmp_path):
+    ran, events = [], []
+
+    def noted(name):
+        return lambda seed, ctx: (ran.append(name), {"method": 2.0, "control": 1.0})[1]
+
+    written["toy.one"] = make(noted("one"), seeds=2, minutes=1.0)
+    written["toy.far"] = make(noted("far"), id="toy.far", seeds=2, minutes=100.0)
+    rows = reproduce(["toy.far", "toy.one"], tmp_path, watch=events.append, budget=100.0)
+    assert ran == ["one", "one"] and [r["id"] for r in rows] == ["toy.one"]
+    assert events[-1] == {"kind": "left", "ids": ["toy.far"]}
+    assert reproduce(["toy.one"], tmp_path, budget=100.0) == [] and ran == ["one", "one"], "its verdict is current"
+    (tmp_path / "claims" / "toy_one.py").write_text("CLAIM = 1\n")
+    reproduce(["toy.one"], tmp_path, budget=100.0)
+    assert ran == ["one"] * 4
+    reproduce(["toy.far"], tmp_path, budget=4000.0)
+    assert ran[4:] == ["far", "far"]
+
+
 def test_same_seed_same_randomness(written, tmp_path):
     """A claim sees a context keyed by its id and seed, and a cache that is gone afterwards."""
     folders = []

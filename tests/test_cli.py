@@ -135,6 +135,7 @@ WRONG = [
     (["chat", "base", "--device", "gpu"], "unknown device 'gpu'"),
     (["test", "merge.tie"], "did you mean 'merge.ties'?"),
     (["reproduce"], "name a method, or --all"),
+    (["reproduce", "--all", "--budget", "soon"], "--budget: 'soon' is no time; write 90s, 60m or 2h"),
     (["reproduce", "merge.tie"], "unknown claim 'merge.tie'"),
 ]
 

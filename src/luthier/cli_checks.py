@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def options_reproduce(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", nargs="*", help="methods whose claims to run")
     parser.add_argument("--all", action="store_true", help="run every claim there is")
     parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than those of the claims")
+    parser.add_argument("--budget", help="run what has no current verdict as far as this time goes, such as 60m or 2h")
     parser.add_argument("--folder", type=Path, default=Path("docs"), help="where the verdicts are written (docs)")
 
 
@@ -55,13 +57,28 @@ def do_reproduce(args: argparse.Namespace) -> None:
         raise LuthierError("name methods or give --all, not both" if args.id else "name a method, or --all", do=known)
     for id_ in args.id:
         claim(id_)
+    budget = _seconds(args.budget)
     quiet()
-    rows = reproduce(args.id or None, args.folder, args.seeds, watch=_say)
+    rows = reproduce(args.id or None, args.folder, args.seeds, watch=_say, budget=budget)
     for row in rows:
         print(f"{row['id']}: {row['verdict']}")
+    if budget is not None and not rows:
+        print("every verdict is current, or the next one takes longer than the budget")
     print(args.folder / "verdicts.md")
+
+
+def _seconds(text: str | None) -> float | None:
+    """90s, 60m or 2h in seconds; a bare number is minutes."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if not found:
+        raise LuthierError(f"{text!r} is no time", where="--budget", do="write 90s, 60m or 2h")
+    return float(found[1]) * {"s": 1, "m": 60, "": 60, "h": 3600}[found[2]]
 
 
 def _say(event: Mapping[str, Any]) -> None:
     if event["kind"] == "progress" and event.get("what") == "claims":
         print(f"{event['step']} ({event['done'] + 1} of {event['total']}) ...", flush=True)
+    elif event["kind"] == "left":
+        print(f"no time for {', '.join(event['ids'])}; call again to go on")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import math
 import os
 import platform
 import tempfile
@@ -35,53 +36,116 @@ on chance share a false-discovery rate of 5 %.
 
 def reproduce(
     ids: Iterable[str] | None, folder: Path | str, seeds: Sequence[int] | None = None,
-    watch: Callable[[Event], None] | None = None,
+    watch: Callable[[Event], None] | None = None, budget: float | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Run the claims of these methods (None: all) and rewrite `verdicts.json` and `verdicts.md` in `folder`.
 
-    seeds: other seeds than those of the claim, such as unseen ones.  watch: receives progress events.
-    Verdicts of claims that do not run now are kept, and judged again with the new ones in view. The
-    files are rewritten after each claim, so an interrupted call loses no more than one. Returns the
-    records of the claims that ran. Raises LuthierError at the end if a claim's own code failed.
+    seeds: other seeds than those of the claim, such as unseen ones; a verdict on the claim's own seeds stays and
+    the new one stands beside it.  budget: seconds; claims without a verdict or whose files have changed
+    run, shortest first, as far as the time goes.  watch: receives progress events; with a budget also
+    "left", the ids that wait for the next call.
+    Each seed is kept as soon as it is done, in `verdicts.partial.json`, so a call goes on where one was
+    stopped. Verdicts of claims that do not run now are kept, and judged again with the new ones in view.
+    Returns the records of the claims that ran. Raises LuthierError at the end if a claim's own code failed.
     """
     folder, wanted = Path(folder), [claim(id_) for id_ in (claims() if ids is None else ids)]
     records = {r["id"]: r for r in read(folder)}
-    broken = []
+    if budget is not None:
+        wanted = sorted((c for c in wanted if _is_due(c, records)), key=lambda c: _seed_minutes(c, records) * c.seeds)
+    until = math.inf if budget is None else time.monotonic() + budget
+    broken, ran, left = [], set(), []
     for done, one in enumerate(wanted):
         if watch:
             watch({"kind": "progress", "step": one.id, "what": "claims", "done": done, "total": len(wanted)})
         try:
-            records[one.id] = run(one, seeds, watch)
+            made = _Seeds(one, folder, seeds, watch).run(until, 60 * _seed_minutes(one, records))
         except Exception as fault:
             broken.append(f"{one.id} ({type(fault).__name__}: {' '.join(str(fault).split())})")
             continue
+        if made is None:
+            left.append(one.id)
+            continue
+        ran.add(one.id)
+        records[one.id] = _beside(records.get(one.id), made, one)
         write(folder, records.values())
+    if watch and left:
+        watch({"kind": "left", "ids": left})
     if broken:
         raise LuthierError(f"{len(broken)} claims could not be run: {'; '.join(broken)}", do="mend them and try again")
-    ran = {one.id for one in wanted}
     return [r for r in read(folder) if r["id"] in ran]
 
 
-def run(one: Claim, seeds: Sequence[int] | None = None, watch: Callable[[Event], None] | None = None) -> dict[str, Any]:
-    """The record of one claim's run, not yet judged."""
-    numbers = list(range(one.seeds) if seeds is None else seeds)
-    began, observations, reason = time.perf_counter(), {}, ""
-    with tempfile.TemporaryDirectory(prefix="luthier-claim-") as temp:
-        ctx = Context(step=f"claim.{one.id}", cache=Path(temp), watch=watch)
-        try:
-            for seed in numbers:
-                observations[seed] = dict(one.run(seed, ctx.with_(seed=seed)))
-        except OutOfReach as far:
-            reason = str(far) or "out of reach here"
-    found = [] if reason else _judge.contrasts(one, list(observations.values()))
-    return {
-        "id": one.id, "sentence": one.sentence, "control": one.control, "relation": one.relation,
-        "effect": one.effect, "unit": one.unit, "seeds": numbers, "reason": reason, "contrasts": found,
-        "observations": observations, "cost": _cost(observations.values()),
-        "minutes": round((time.perf_counter() - began) / 60, 3), "source": source(one.id),
-        "versions": {"python": platform.python_version(), **{n: version(n) for n in PACKAGES}},
-        "date": datetime.date.today().isoformat(),
-    }  # fmt: skip
+def _is_due(one: Claim, records: Mapping[str, Mapping[str, Any]]) -> bool:
+    return one.id not in records or is_stale(records[one.id])
+
+
+def _seed_minutes(one: Claim, records: Mapping[str, Mapping[str, Any]]) -> float:
+    """About how long one seed takes: as measured last, else as the claim says."""
+    last = records.get(one.id)
+    return last["minutes"] / max(1, len(last["seeds"])) if last else one.minutes / one.seeds
+
+
+def _beside(old: Mapping[str, Any] | None, made: dict[str, Any], one: Claim) -> dict[str, Any]:
+    """The new record; one on other seeds stands beside a verdict on the claim's own seeds."""
+    own = list(range(one.seeds))
+    if old is None or old["seeds"] != own or made["seeds"] == own or old["source"] != made["source"]:
+        return made
+    return {**old, "unseen": {k: made[k] for k in ("seeds", "reason", "contrasts", "observations", "cost", "date")}}
+
+
+class _Seeds:
+    """One claim's seeds, each kept once it is done."""
+
+    def __init__(self, one: Claim, folder: Path, seeds: Sequence[int] | None, watch: Callable[[Event], None] | None):
+        self.one, self.watch, self.path = one, watch, folder / "verdicts.partial.json"
+        self.numbers = list(range(one.seeds) if seeds is None else seeds)
+        kept = self._all().get(one.id, {})
+        same = kept.get("source") == source(one.id)
+        self.seen: dict[int, Any] = {int(k): v for k, v in kept["seen"].items()} if same else {}
+        self.seconds: float = kept["seconds"] if same else 0.0
+
+    def run(self, until: float, expected: float) -> dict[str, Any] | None:
+        """The record, not yet judged; None if the next seed would end after `until` (expected: its seconds)."""
+        reason = ""
+        with tempfile.TemporaryDirectory(prefix="luthier-claim-") as temp:
+            ctx = Context(step=f"claim.{self.one.id}", cache=Path(temp), watch=self.watch)
+            try:
+                for seed in [n for n in self.numbers if n not in self.seen]:
+                    began = time.monotonic()
+                    if began + expected > until:
+                        return None
+                    self.seen[seed] = dict(self.one.run(seed, ctx.with_(seed=seed)))
+                    expected = time.monotonic() - began
+                    self.seconds += expected
+                    self._keep({"source": source(self.one.id), "seen": self.seen, "seconds": self.seconds})
+            except OutOfReach as far:
+                reason = str(far) or "out of reach here"
+        record = self._record(reason)
+        self._keep(None)
+        return record
+
+    def _record(self, reason: str) -> dict[str, Any]:
+        one, observations = self.one, {n: self.seen[n] for n in self.numbers if n in self.seen}
+        found = [] if reason else _judge.contrasts(one, list(observations.values()))
+        return {
+            "id": one.id, "sentence": one.sentence, "control": one.control, "relation": one.relation,
+            "effect": one.effect, "unit": one.unit, "seeds": self.numbers, "reason": reason, "contrasts": found,
+            "observations": observations, "cost": _cost(observations.values()),
+            "minutes": round(self.seconds / 60, 3), "source": source(one.id),
+            "versions": {"python": platform.python_version(), **{n: version(n) for n in PACKAGES}},
+            "date": datetime.date.today().isoformat(),
+        }  # fmt: skip
+
+    def _all(self) -> dict[str, Any]:
+        return json.loads(self.path.read_text(encoding="utf-8")) if self.path.exists() else {}
+
+    def _keep(self, entry: dict[str, Any] | None) -> None:
+        every = {k: v for k, v in self._all().items() if k != self.one.id} | ({self.one.id: entry} if entry else {})
+        if every:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            _replace(self.path, json.dumps(every))
+        else:
+            self.path.unlink(missing_ok=True)
 
 
 def source(id_: str) -> str:
@@ -108,7 +172,12 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 def write(folder: Path, records: Iterable[dict[str, Any]]) -> None:
     """Judge the records together and write both files, each whole or not at all."""
-    judged = _judge.judge_table(sorted(records, key=lambda r: r["id"]))
+    records = sorted(records, key=lambda r: r["id"])
+    judged = _judge.judge_table(records)
+    again = _judge.judge_table([{**r, **r.get("unseen", {})} for r in records])
+    for one, other in zip(judged, again, strict=True):
+        if "unseen" in one:
+            one["unseen"] = {**one["unseen"], "verdict": other["verdict"]}
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / "verdicts.json", json.dumps({"verdicts": judged}, indent=1, allow_nan=False) + "\n")
     _replace(folder / "verdicts.md", page(judged))
@@ -140,13 +209,18 @@ def _evidence(r: Mapping[str, Any]) -> str:
     if r["reason"]:
         return r["reason"]
     asked = {"above": "at least", "below": "at least", "within": "within"}[r["relation"]]
+    shown = f"{_numbers(r)} {r['unit']} against {r['control']} ({asked} {r['effect']:g})"
+    return shown + (f"; on unseen seeds **{r['unseen']['verdict']}**: {_numbers(r['unseen'])}" if "unseen" in r else "")
+
+
+def _numbers(r: Mapping[str, Any]) -> str:
     several = len(r["contrasts"]) > 1
     parts = [
         (f"{c['control'].removeprefix('control').strip('/') or 'control'}: " if several else "")
         + f"{c['mean']:+.3g} [{c['low']:+.3g}, {c['high']:+.3g}]"
         for c in r["contrasts"]
     ]
-    return f"{'; '.join(parts)} {r['unit']} against {r['control']} ({asked} {r['effect']:g})"
+    return "; ".join(parts)
 
 
 def _spent(r: Mapping[str, Any]) -> str:
