@@ -50,7 +50,7 @@ def test_against_one_softmax_a_token():
 def test_long_items_are_computed_in_stretches(monkeypatch):
     data = tiny.text_data(test=6)
     whole = measured(data)
-    monkeypatch.setattr("luthier.eval.perplexity.PLACES", 5)
+    monkeypatch.setattr("luthier.kit.likelihood.PLACES", 5)
     for id_, row in measured(data).items():
         assert row["value"] == pytest.approx(whole[id_]["value"], rel=1e-6) and row["tokens"] == whole[id_]["tokens"]
 
@@ -60,6 +60,11 @@ def test_logits_are_computed_at_labelled_places_only():
     model.lm_head.register_forward_hook(lambda _, args, out: seen.append(out.shape[0]))
     rows = measured(tiny.task_data(test=5), model)
     assert sum(seen) == sum(row["tokens"] for row in rows.values())
+
+
+def test_defaults():
+    """All items, 1024 tokens of each, 16 at a time."""
+    assert Perplexity().to_dict()["set"] == {"max_items": None, "max_length": 1024, "batch": 16}
 
 
 def test_limits():

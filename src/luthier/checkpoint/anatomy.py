@@ -160,6 +160,12 @@ def role_of(family_name: str, name: str) -> tuple[str, int | None]:
     return "other", layer
 
 
+def stack_of(name: str) -> str | None:
+    """The path of the list of layers that the tensor `name` belongs to, None outside the layers."""
+    found = None if _BESIDE.search(name) else _LAYER.search(name)
+    return name[: found.start(1) - 1] if found else None
+
+
 def expert_of(name: str) -> int | None:
     """The index of the expert a tensor on disk belongs to."""
     found = _EXPERT.search(name)

@@ -26,12 +26,12 @@ def host() -> tuple[Any, Any]:
 class Host:
     """A `flows.Subject` around a model held in memory, the bundled one if none is given."""
 
-    def __init__(self, name: str = "smollm2", model: Any = None):
-        self.name, self._model = name, model
+    def __init__(self, name: str = "smollm2", model: Any = None, tokenizer: Any = None):
+        self.name, self._model, self._tokenizer = name, model, tokenizer
 
     @contextmanager
     def open(self) -> Iterator[tuple[Any, Any]]:
-        yield self._model or host()[0], host()[1]
+        yield self._model or host()[0], self._tokenizer or host()[1]
 
 
 def data(name: str, seed: int, source: str, test: int, **settings: Any) -> Data:

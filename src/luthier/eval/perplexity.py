@@ -11,27 +11,22 @@ fp32. The batches depend on the items alone, so models with one tokenizer see th
 differences are exactly paired.
 
 Footguns. Values of models with different tokenizers do not compare. Items longer than `max_length` are cut.
-N labelled places, D channels, B rows of a batch, T positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from luthier.fields import Count, Range
 from luthier.flows import Ctx, Data, Item, Subject, Table
-from luthier.kit.encode import IGNORE, Row, collate, encode, pad_id
-from luthier.kit.logits import labelled
+from luthier.kit.encode import encode, pad_id
+from luthier.kit.likelihood import by_length, summed_nll
 from luthier.shapes import Measure, Reduces
 
 COLUMNS = ("model", "data", "item", "metric", "value", "tokens")
-PLACES = 1024
-"""Labelled places whose logits exist at once."""
 
 
 class Perplexity(Measure):
@@ -57,32 +52,16 @@ class Perplexity(Measure):
     def _of(self, name: str, model: nn.Module, tokenizer: Any, source: Data, ctx: Ctx) -> list[tuple[Any, ...]]:
         items = [item for item in source.test[: self.max_items] if _labelled(item)]
         encoded = [encode(item, tokenizer, self.max_length) for item in items]
-        order = sorted(range(len(items)), key=lambda i: len(encoded[i].input_ids))
-        batches = [order[i : i + self.batch] for i in range(0, len(order), self.batch)]
-        nll = [0.0] * len(items)
+        batches = by_length(encoded, self.batch)
+        nll: dict[int, float] = {}
         for places in ctx.progress(batches, what=f"{name} on {source.name}"):
             sums = summed_nll(model, [encoded[i] for i in places], pad_id(tokenizer))
-            for i, total in zip(places, sums, strict=True):
-                nll[i] = total
+            nll.update(zip(places, sums, strict=True))
         return [
-            (name, source.name, item.id, "nll", total / row.count, row.count)
-            for item, row, total in zip(items, encoded, nll, strict=True)
+            (name, source.name, item.id, "nll", nll[i] / row.count, row.count)
+            for i, (item, row) in enumerate(zip(items, encoded, strict=True))
             if row.count
         ]
-
-
-@torch.no_grad()
-def summed_nll(model: nn.Module, rows: Sequence[Row], pad: int) -> list[float]:
-    """The summed negative log-likelihood of each row's labels, in nats."""
-    device = next(model.parameters()).device
-    batch: Mapping[str, Tensor] = {k: v.to(device) for k, v in collate(rows, pad).items()}
-    seen = labelled(model, batch)
-    row_N = (batch["labels"][:, 1:] != IGNORE).nonzero()[:, 0]
-    nll_N = torch.cat([
-        F.cross_entropy(seen.head(h_ND).float(), y_N, reduction="none")
-        for h_ND, y_N in zip(seen.h_ND.split(PLACES), seen.y_N.split(PLACES), strict=True)
-    ])  # fmt: skip
-    return torch.zeros(len(rows), dtype=torch.float64).index_add(0, row_N.cpu(), nll_N.double().cpu()).tolist()
 
 
 def _labelled(item: Item) -> bool:

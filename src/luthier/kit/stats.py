@@ -96,6 +96,19 @@ def benjamini_hochberg(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """The rank correlation, ties by their mean rank; None where one side does not vary."""
+    ranks = [_ranks(torch.tensor(x, dtype=torch.float64)) for x in (a, b)]
+    a_N, b_N = (r_N - r_N.mean() for r_N in ranks)
+    spread = float(a_N.norm() * b_N.norm())
+    return float(a_N @ b_N) / spread if spread else None
+
+
+def _ranks(x_N: Tensor) -> Tensor:
+    less_N = (x_N[:, None] > x_N).sum(1)
+    return less_N + ((x_N[:, None] == x_N).sum(1) + 1) / 2.0
+
+
 def t_cdf(t: float, freedom: int) -> float:
     """P(T <= t) of Student's distribution with a whole number of degrees of freedom.
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MAY_IMPORT = ("luthier.errors", "luthier.fields", "luthier.flows", "luthier.shapes", "luthier.kit")
-STAGE_EXTRAS = {"tune": ("luthier.checkpoint",)}
-"""what methods of a stage may import besides: a Tune hands back a checkpoint.delta"""
+STAGE_EXTRAS = {"tune": ("luthier.checkpoint",), "probe": ("luthier.checkpoint",)}
+"""what methods of a stage may import besides: a Tune hands back a checkpoint.delta, a probe asks for the layers"""
 RANDOM = frozenset({
     "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "multinomial",
     "bernoulli", "normal", "poisson", "normal_", "uniform_", "bernoulli_", "random_", "exponential_",
