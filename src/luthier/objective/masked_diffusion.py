@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +69,7 @@ class MaskedDiffusion(Objective):
         def part(h_ND: Tensor, y_N: Tensor, weight_N: Tensor) -> Tensor:
             return (F.cross_entropy(head(h_ND).float(), y_N, reduction="none") * weight_N).sum()
 
-        size = max(1, AT_ONCE // model.config.vocab_size)  # type: ignore[union-attr]
+        size: Any = max(1, AT_ONCE // model.config.vocab_size)  # type: ignore[union-attr]
         rows = states_BTD[hidden_BT], batch["labels"][hidden_BT], weight_BT[hidden_BT]
         nll = summed(part, size, *rows) / max(count, 1)
         if router is None:

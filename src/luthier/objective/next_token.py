@@ -12,7 +12,7 @@ B: sequences.  T: positions.  D: channels.  N: labelled places.  V: words.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,5 +45,5 @@ class NextToken(Objective):
         def part(h_ND: Tensor, y_N: Tensor) -> Tensor:
             return F.cross_entropy(head(h_ND).float(), y_N, reduction="sum")
 
-        size = self.chunk or max(1, AT_ONCE // model.config.vocab_size)  # type: ignore[union-attr]
+        size: Any = self.chunk or max(1, AT_ONCE // model.config.vocab_size)  # type: ignore[union-attr]
         return summed(part, size, h_ND, y_N)
