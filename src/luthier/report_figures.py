@@ -1,4 +1,4 @@
-"""The report's pictures, drawn by matplotlib as inline SVG: curves, differences, changes by layer."""
+"""The report's pictures, drawn by matplotlib as inline SVG: curves, differences, depth, changes by layer."""
 
 from __future__ import annotations
 
@@ -108,6 +108,63 @@ def differences(rows: Sequence[Mapping[str, Any]]) -> str:
         return _svg(figure)
 
 
+def depth(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A panel for each data and metric: the value, or the change where the row has one, against the layer.
+
+    rows: dicts with model, data, metric, layer, value, and for skipped layers last, change and error.
+    Variances are drawn by their logarithm. One layer may dwarf the others (without the first one nothing
+    works), so a scale ends at three times the ninth tenth of what it shows; what lies beyond is a ring there.
+    """
+    panels = list(dict.fromkeys((r["data"], r["metric"]) for r in rows))
+    models = list(dict.fromkeys(r["model"] for r in rows))
+    columns = 2 if len(panels) > 1 else 1
+    lines = -(-len(panels) // columns)
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(lines, columns, figsize=(9.2, 2.7 * lines), squeeze=False, layout="constrained")
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        for axes, (data, metric) in zip(grid.flat, panels, strict=False):
+            shown = [r for r in rows if (r["data"], r["metric"]) == (data, metric)]
+            for model, colour in zip(models, _cycle(), strict=False):
+                _by_layer(axes, [r for r in shown if r["model"] == model], colour, model)
+            if metric == "variance":
+                axes.set_yscale("log")
+            else:
+                _cut(axes, shown)
+            axes.set_title(f"{data}: {metric}")
+            axes.set_xlabel("layer", fontsize=9)
+        handles, names = grid.flat[0].get_legend_handles_labels()
+        if len(models) > 1:
+            figure.legend(handles, names, frameon=False, ncols=4, fontsize=9, loc="outside upper left")
+        return _svg(figure)
+
+
+def _height(row: Mapping[str, Any]) -> float:
+    return row["value"] if row.get("change") is None else row["change"]
+
+
+def _by_layer(axes: Any, rows: Sequence[Mapping[str, Any]], colour: str, name: str) -> None:
+    places = [(r["layer"] + (r.get("last") or r["layer"])) / 2 for r in rows]
+    heights, errors = [_height(r) for r in rows], [r.get("error") or 0.0 for r in rows]
+    axes.plot(places, heights, "o-", color=colour, linewidth=1.6, markersize=3.5, label=name)
+    if any(errors):
+        axes.errorbar(places, heights, yerr=errors, fmt="none", ecolor=colour, alpha=0.4, linewidth=1)
+
+
+def _cut(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """End the scale where a few values would flatten all others, and ring them."""
+    heights = sorted(map(_height, rows))
+    top = 3 * heights[int(0.9 * (len(heights) - 1))]
+    axes.axhline(0, color="#8a94a0", linewidth=0.8)
+    if heights[-1] <= top or top <= 0:
+        return
+    axes.set_ylim(min(0, heights[0]) - 0.05 * top, 1.05 * top)
+    for row in rows:
+        if _height(row) > top:
+            axes.plot([row["layer"]], [top], "o", color="#3b4550", markersize=6, fillstyle="none")
+            axes.annotate(f"{_height(row):.3g}", (row["layer"], top), (6, -3), textcoords="offset points", fontsize=8)
+
+
 def layers(changes: Mapping[str, Mapping[str, Mapping[int, float]]]) -> str:
     """A heat map for each model: relative change by layer (across) and role (down), one colour scale."""
     names = list(changes)
@@ -129,6 +186,27 @@ def layers(changes: Mapping[str, Mapping[str, Mapping[int, float]]]) -> str:
             axes.set_xlabel("layer", fontsize=9)
         if image is not None:
             figure.colorbar(image, ax=grid, shrink=0.7, label="‖change‖ / ‖weight‖")
+        return _svg(figure)
+
+
+def grids(panels: Mapping[str, Mapping[str, Mapping[int, float]]]) -> str:
+    """A heat map for each measure, by layer (across) and role (down), each on its own colour scale."""
+    with plt.rc_context(STYLE):
+        rows = max((len(p) for p in panels.values()), default=1)
+        height = (0.9 + 0.2 * rows) * -(-len(panels) // 2)
+        figure, grid = plt.subplots(
+            -(-len(panels) // 2), 2, figsize=(9.2, height), squeeze=False, layout="constrained"
+        )  # fmt: skip
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        for axes, (title, roles) in zip(grid.flat, panels.items(), strict=False):
+            depth = 1 + max((layer for layers in roles.values() for layer in layers), default=0)
+            values = [[layers.get(i, float("nan")) for i in range(depth)] for layers in roles.values()]
+            image = axes.imshow(values, aspect="auto", cmap="YlGnBu", interpolation="nearest")
+            axes.set_title(title)
+            axes.set_yticks(range(len(roles)), list(roles), fontsize=8)
+            axes.set_xlabel("layer", fontsize=9)
+            figure.colorbar(image, ax=axes, shrink=0.8)
         return _svg(figure)
 
 
