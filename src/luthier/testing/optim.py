@@ -137,22 +137,40 @@ def state_can_move(entry: Card) -> None:
 
 
 def entries_count_for_themselves(entry: Card) -> None:
-    """With `per_entry`, an entry whose state is zeroed steps like a new one; without a reset nothing differs."""
+    """With `per_entry`, an entry whose state is zeroed steps like a new one beside the same others; without a
+    reset nothing differs."""
     for method in variants(find(entry.id)):
         shared, own = Quadratic(method).steps(STEPS), Quadratic(method, per_entry=True).steps(STEPS)
         same(own.values(), shared.values(), 2e-5, f"{method} counting per entry")
         state = own.optimizer.state[own.leaves[1]]
         for value in state.values():
-            if isinstance(value, Tensor) and value.shape == own.leaves[1].shape:
+            if _of_entries(value, own.leaves[1]):
                 value[0] = 0
         fresh = Quadratic(method, per_entry=True)
-        with torch.no_grad():
-            fresh.leaves[1].copy_(own.leaves[1])
+        _share_what_is_the_leafs(own, fresh)
         fresh.done = own.done
-        own.steps(3)
-        fresh.steps(3)
+        for _ in range(3):
+            with torch.no_grad():
+                kept = fresh.leaves[1][:1].clone()
+                fresh.leaves[1].copy_(own.leaves[1])
+                if fresh.done > STEPS:
+                    fresh.leaves[1][:1] = kept
+            own.steps(1)
+            fresh.steps(1)
         gap = (own.leaves[1][0] - fresh.leaves[1][0]).abs().item()
         must(gap < 1e-6, f"{method}: a reset entry is {gap:g} from a new one")
+
+
+def _share_what_is_the_leafs(own: Quadratic, fresh: Quadratic) -> None:
+    """Give leaf 1 of a new run what another one's state holds of the leaf as a whole, none of its entries."""
+    told = {k: v for k, v in own.optimizer.state[own.leaves[1]].items() if not _of_entries(v, own.leaves[1])}
+    if told:
+        state = {k: torch.zeros_like(v) for k, v in own.optimizer.state[own.leaves[1]].items() if k not in told}
+        fresh.optimizer.state[fresh.leaves[1]].update(copy.deepcopy({**state, **told}))
+
+
+def _of_entries(value: Any, leaf: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == leaf.shape
 
 
 def half_precision(entry: Card) -> None:
