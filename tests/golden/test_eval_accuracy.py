@@ -74,6 +74,17 @@ def test_limits(half):
         Accuracy(shots=2).measure([subject], [data], Context())
 
 
+def test_every_item_goes_through_once(half):
+    """The shortest prompts first, three at a time; the last batch has what is left."""
+    seen, lengths = [], sorted(len(prompt_ids(item, TOKENIZER, ())) for item in DATA.test)
+    hook = half.register_forward_pre_hook(
+        lambda module, args, given: seen.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    Accuracy(batch=3, max_new_tokens=1).measure([tiny.subject("m", half)], [DATA], Context())
+    hook.remove()
+    assert seen == [(3, lengths[2]), (3, lengths[5]), (2, lengths[7])]
+
+
 def test_defaults():
     """All items, answers of 32 tokens, 64 prompts at a time, no shots, greedy."""
     assert Accuracy().to_dict()["set"] == {

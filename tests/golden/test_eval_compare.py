@@ -1,5 +1,6 @@
 """eval.compare on planted observations: differences by hand, intervals by an independent bootstrap."""
 
+import itertools
 import random
 
 import pytest
@@ -33,19 +34,19 @@ class Planted(Measure):
 
     def measure(self, models, data, ctx):
         rows = []
-        for model in models:
+        for model, source in itertools.product(models, data):
+            right = RIGHT[model.name][:: 1 if source.name == "d" else -1]
             for i in range(40):
-                rows.append(
-                    (model.name, "d", f"i{i}", "nll", NLL[model.name][i], TOKENS[i] + self.more * (model.name == "b"))
-                )
-                rows.append((model.name, "d", f"i{i}", "accuracy", float(RIGHT[model.name][i]), 3))
+                of = (model.name, source.name, f"i{i}")
+                rows.append((*of, "nll", NLL[model.name][i], TOKENS[i] + self.more * (model.name == "b")))
+                rows.append((*of, "accuracy", float(right[i]), 3))
         return Table(("model", "data", "item", "metric", "value", "tokens"), tuple(rows), ("a note",))
 
 
-def table(names="abc", seed=0, paired_to=None, **fields):
+def table(names="abc", seed=0, paired_to=None, data="d", **fields):
     models = [tiny.TinySubject(name, None, None) for name in names]
     ctx = Context(seed=seed, roles={"paired_to": paired_to} if paired_to else {})
-    return Compare(measures=[Planted()], **fields).measure(models, [tiny.task_data(name="d")], ctx)
+    return Compare(measures=[Planted()], **fields).measure(models, [tiny.task_data(name=d) for d in data], ctx)
 
 
 def test_means_and_differences_by_hand():
@@ -84,6 +85,14 @@ def test_pairing_counts():
     assert width["c"] > 1.5 * width["a"]
 
 
+def test_defaults():
+    """Likelihood and accuracy; 95 % by 10,000 bootstrap draws."""
+    assert [m.id for m in Compare().measures] == ["eval.perplexity", "eval.accuracy"]
+    told = Compare().replace(measures=[Planted()]).to_dict()["set"]
+    del told["measures"]
+    assert told == {"interval": "bootstrap", "level": 0.95, "resamples": 10_000, "questions": None}
+
+
 def test_fields_reach_the_statistics():
     diffs = [b - a for a, b in zip(NLL["a"], NLL["b"], strict=True)]
     row = table(interval="signflip", level=0.8, resamples=500, seed=4).where(model="b", metric="nll")[0]
@@ -105,6 +114,18 @@ def test_questions_are_answered_by_the_fixed_rule():
     ]  # fmt: skip
     assert "d accuracy +25.0 points" in got.notes[1] and "d nll" in got.notes[1]
     assert "accuracy" not in got.notes[2]
+
+
+def test_questions_look_at_what_they_name():
+    """Two data, two metrics: each named or left open, as one name or a list."""
+    ask = {"model": "b", "than": "a"}
+    for named, want in (
+        ({}, ["d nll", "d accuracy", "e nll", "e accuracy"]), ({"data": "e"}, ["e nll", "e accuracy"]),
+        ({"metric": "accuracy"}, ["d accuracy", "e accuracy"]), ({"data": ["d"], "metric": ["nll"]}, ["d nll"]),
+        ({"data": ["d", "e"], "metric": "nll"}, ["d nll", "e nll"]),
+    ):  # fmt: skip
+        answer = table(data="de", questions={"q": ask | named}).notes[-1]
+        assert [f"{d} {m}" for d in "de" for m in ("nll", "accuracy") if f"{d} {m} " in answer] == want, answer
 
 
 def test_errors_name_the_nearest():

@@ -15,7 +15,7 @@ a user may watch and stop; text that may turn out to begin a stop string is held
 Footguns. A prompt is continued as it stands: put chat turns through `kit.encode.prompt_ids` first. Batches
 are equal to single prompts up to rounding, so in bf16 a near tie can fall the other way.
 
-B rows still running, T positions, V words, N rows in all.
+B rows still running, T positions, V words, K the likeliest of them, N rows in all.
 """
 
 from __future__ import annotations
