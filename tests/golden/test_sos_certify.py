@@ -240,7 +240,19 @@ def test_scale_changes_nothing():
     assert certify("x^2/1e300 + 1e300").status == "exact"
 
 
-def test_a_failed_solve_is_a_result(monkeypatch):
+def test_what_is_not_found_is_unknown():
+    """A grid too coarse to separate, a solver too loose to say `numeric`, a margin too large to doubt its sign."""
+    coarse = certify(ROBINSON, bits=0)
+    assert (coarse.status, coarse.reason) == ("unknown", "neither squares nor a proof against them")
+    assert [line.split(":")[0] for line in coarse.tried[1:]] == ["a functional that separates it from the squares"]
+    loose = certify(SCHEIDERER, tolerance=1e-2)
+    assert loose.status == "unknown" and loose.numbers["residual"] > 1e-6
+    inside = certify("x^4 + x^2 + z^6 - 3*x^2*z^2 + 0.178", bits=0)
+    assert inside.status == "numeric" and 1e-6 < inside.numbers["margin"] < 2e-6
+    assert [line.split(":")[0] for line in inside.tried[1:]] == ["rounding to multiples of 1 to 2^-0"]
+
+
+def test_a_failed_solve_is_a_result():
     found = certify(ROBINSON, seconds=1e-9)
     assert found.status in ("unknown", "numeric", "not_sos")
     if found.status == "unknown":
