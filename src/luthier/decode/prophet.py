@@ -95,7 +95,10 @@ class Early(Decoding):
 
 def gap(draft: Draft, method: Prophet) -> Tensor:
     """For each row the gap between the two largest logits over the places looked at; infinite if there are none."""
-    start, count = method.region or (0, draft.open_BL.shape[1])
+    length = draft.open_BL.shape[1]
+    start, count = method.region or (0, length)
+    if start >= length:
+        raise LuthierError(f"the answer begins at place {start} of a canvas of {length}", where=f"{method.id}.region")
     seen_BL = torch.zeros_like(draft.open_BL)
     seen_BL[:, start : start + count] = True
     if method.over != "region":
