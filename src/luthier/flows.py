@@ -5,19 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, fields
-from fractions import Fraction
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from luthier import verifier
-from luthier.errors import LuthierError
+from luthier.certificate import Certificate as Certificate
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-
-Terms = tuple[tuple[tuple[int, ...], str], ...]
-"""A polynomial as data: (exponents, coefficient) of each term, the coefficient as "3" or "-2/7"."""
 
 
 @dataclass(frozen=True)
@@ -125,84 +120,6 @@ class Trace:
     cache_bytes: int = 0
     stopped: tuple[str, ...] = ()
     """why each row ended: "eos", "stop" or "length" """
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What a Certify returns: a verdict on a polynomial, and what proves it, as plain data.
-
-    status: `exact` (the sum of weight * square^2 over `squares` is the polynomial), `not_sos` (it is
-    negative at `point`, or `functional` is nonnegative on every square over `basis`, which holds all
-    monomials a square may have, and negative on it), `numeric` (a sum of squares to the solver's
-    tolerance, which is no proof) or `unknown`.  reason: one line.  tried: what was tried, in order.
-    """
-
-    status: str
-    reason: str
-    variables: tuple[str, ...]
-    polynomial: Terms
-    squares: tuple[tuple[str, Terms], ...] = ()
-    basis: tuple[tuple[int, ...], ...] = ()
-    functional: Terms = ()
-    point: tuple[str, ...] = ()
-    tried: tuple[str, ...] = ()
-    numbers: Mapping[str, float] = field(default_factory=dict)
-    """sizes, and what the solver reported"""
-
-    @property
-    def problem(self) -> str:
-        """The polynomial as text."""
-        return written(self.variables, self.polynomial)
-
-    def __str__(self) -> str:
-        """The verdict, and for `exact` the identity that proves it."""
-        head = f"{self.status}: {self.problem}: {self.reason}"
-        sums = [f"{weight}*({written(self.variables, terms)})^2" for weight, terms in self.squares]
-        return f"{head}\n= {' + '.join(sums)}" if sums else head
-
-    def verify(self) -> bool:
-        """Whether the data prove the status, checked in fractions by `luthier.verifier`."""
-        return self.refusal() is None
-
-    def refusal(self) -> str | None:
-        """Why the data do not prove the status, None if they do."""
-        return verifier.refusal(asdict(self))
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Certificate:
-        """Read back what `to_json` gave. Whether it proves anything is for `verify` to say."""
-        try:
-            raw = json.loads(text)
-            names = {f.name for f in fields(cls)}
-            made = cls(**{k: v if k == "numbers" else _tupled(v) for k, v in raw.items() if k in names})
-        except (ValueError, TypeError, AttributeError, RecursionError) as fault:
-            raise LuthierError(f"this is no certificate ({type(fault).__name__})") from None
-        return made
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(map(_tupled, value)) if isinstance(value, list) else value
-
-
-def written(variables: Sequence[str], terms: Sequence[tuple[tuple[int, ...], Any]]) -> str:
-    """The polynomial as text that reads back as the same one."""
-    text = ""
-    for exponents, coefficient in terms:
-        number, name = Fraction(coefficient), monomial_text(variables, exponents)
-        size = str(abs(number))
-        body = size if not name else name if abs(number) == 1 else f"{size}*{name}"
-        sign = ("-" if number < 0 else "") if not text else (" - " if number < 0 else " + ")
-        text += sign + body
-    return text or "0"
-
-
-def monomial_text(variables: Sequence[str], exponents: tuple[int, ...]) -> str:
-    """x^2*y; empty for the constant."""
-    powers = [(v, e) for v, e in zip(variables, exponents, strict=True) if e]
-    return "*".join(v if e == 1 else f"{v}^{e}" for v, e in powers)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from luthier.certificate import written
 from luthier.errors import LuthierError
-from luthier.flows import written
 
 MAX_VARIABLES, MAX_DEGREE, MAX_TERMS, MAX_BITS = 256, 256, 20_000, 8192
 Exponents = tuple[int, ...]

@@ -28,9 +28,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from luthier.fields import Count, Positive, Range
-from luthier.flows import Certificate, Ctx, Terms, monomial_text
+from luthier.flows import Certificate, Ctx
 from luthier.kit import exact, gram, moments
-from luthier.kit.polynomial import Exponents, Polynomial, polynomial
+from luthier.kit.polynomial import Exponents, Polynomial, polynomial, written
 from luthier.shapes import Certify, Reduces
 
 NEAR = 1e-6
@@ -67,7 +67,7 @@ class SumOfSquares(Certify):
         numbers: Numbers = {"all": gram.everything(p), "basis": len(basis), "products": len(products)}
         alone = next((m for m in p.support if m not in products), None)
         if alone is not None:
-            why = f"{monomial_text(p.variables, alone)} is no product of two monomials that its squares may hold"
+            why = f"{written(p.variables, [(alone, 1)])} is no product of two monomials that its squares may hold"
             return _refuted(p, why, basis, {alone: -dict(p.terms)[alone]}, numbers)
         if len(basis) > self.largest:
             return _undecided(p, f"a basis of {len(basis)} monomials, largest={self.largest} are allowed", numbers)
@@ -160,5 +160,5 @@ def _given(
     )  # fmt: skip
 
 
-def _plain(terms: Sequence[tuple[Exponents, Fraction]]) -> Terms:
+def _plain(terms: Sequence[tuple[Exponents, Fraction]]) -> tuple[tuple[Exponents, str], ...]:
     return tuple((exponents, str(c)) for exponents, c in terms)
