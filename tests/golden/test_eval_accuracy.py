@@ -32,12 +32,9 @@ def by_hand(model, data, new, shots=()):
 def half():
     """A tiny model that knows about half of the answers: the one that knows all, with noise."""
     (good,) = subjects("good")
-    for seed in range(30):
-        model = tiny.moved(good.model, seed, 0.03)
-        right = sum(value for value, _ in by_hand(model, DATA, 6))
-        if 2 <= right <= 6:
-            return model
-    pytest.fail("no noise left half of the answers")
+    model = tiny.moved(good.model, 17, 0.03)  # the first seed that leaves some right and some wrong
+    assert 2 <= sum(value for value, _ in by_hand(model, DATA, 6)) <= 6
+    return model
 
 
 @pytest.mark.parametrize("batch", [1, 3, 64])

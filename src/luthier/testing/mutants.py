@@ -25,7 +25,14 @@ from luthier.testing import golden
 from luthier.testing.faults import Mutant, plant
 
 GOAL = 0.95
-HARMLESS: dict[tuple[str, str, str], str] = {}
+HARMLESS: dict[tuple[str, str, str], str] = {
+    ("decode.sample", "longest = max((len(p) for p in prompts), default=0)", "0 -> 1"):
+        "it is the length of no prompts, and then nothing is decoded",
+    ("eval.compare", 'weight = float(row["tokens"]) if row["metric"] in BY_TOKENS else 1.0', "1.0 -> 1.25"):
+        "weights count by their ratios alone, and here all are equal",
+    ("merge.ties", "weights = each(self.weights, 1, piece, len(trimmed))", "1 -> 2"):
+        "it is for a field that is not given, and here it is",
+}  # fmt: skip
 """(method, line of its file, what became of what) -> why no test can tell: what the method does is the same.
 Such a fault is tried like the others; it never counts as noticed, and a test that does notice it is an error."""
 
