@@ -146,6 +146,7 @@ def test_maps_and_numbers():
         ({(1,): 1j}, "no rational number"),
         ({(1,): 2**MAX_BITS}, "bits"),
         ({(i,): 1 for i in range(20_001)}, "20001 terms"),
+        ({(i,): Fraction(1, 2**89 - 2 * i) for i in range(200)}, "common denominator"),
         (True, "expected a polynomial, got bool"),
         (None, "expected a polynomial, got NoneType"),
         ([1, 2], "expected a polynomial, got list"),

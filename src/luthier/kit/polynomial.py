@@ -71,6 +71,11 @@ def canonical(variables: Sequence[str], terms: Terms) -> Polynomial:
     terms = {exponents: c for exponents, c in terms.items() if c}
     if len(terms) > MAX_TERMS:
         raise LuthierError(f"the polynomial has {len(terms)} terms, {MAX_TERMS} are allowed")
+    common = 1
+    for c in terms.values():
+        common = math.lcm(common, c.denominator)
+        if common.bit_length() > MAX_BITS:
+            raise LuthierError(f"the coefficients' common denominator has more than {MAX_BITS} bits")
     used = [i for i in range(len(variables)) if any(exponents[i] for exponents in terms)]
     order = sorted(used, key=lambda i: _natural(variables[i]))
     moved = [(tuple(exponents[i] for i in order), c) for exponents, c in terms.items()]

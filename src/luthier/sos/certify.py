@@ -63,14 +63,15 @@ class SumOfSquares(Certify):
         basis = self._basis(p)
         if basis is None:
             return _undecided(p, f"more than {gram.MOST} monomials to choose a basis from", {})
+        numbers: Numbers = {"all": gram.everything(p), "basis": len(basis)}
+        if len(basis) > self.largest:
+            return _undecided(p, f"a basis of {len(basis)} monomials, largest={self.largest} are allowed", numbers)
         products = gram.products(basis)
-        numbers: Numbers = {"all": gram.everything(p), "basis": len(basis), "products": len(products)}
+        numbers["products"] = len(products)
         alone = next((m for m in p.support if m not in products), None)
         if alone is not None:
             why = f"{written(p.variables, [(alone, 1)])} is no product of two monomials that its squares may hold"
             return _refuted(p, why, basis, {alone: -dict(p.terms)[alone]}, numbers)
-        if len(basis) > self.largest:
-            return _undecided(p, f"a basis of {len(basis)} monomials, largest={self.largest} are allowed", numbers)
         return self._solved(p, basis, products, numbers, ctx)
 
     def _basis(self, p: Polynomial) -> list[Exponents] | None:
@@ -140,7 +141,7 @@ def _negative(p: Polynomial, numbers: Numbers, tried: Sequence[str]) -> Certific
     if not point:
         return None
     where = ", ".join(f"{v} = {x}" for v, x in zip(p.variables, point, strict=True))
-    return _given(p, "not_sos", f"it is {p.at(point)} at {where}", point=point, numbers=numbers, tried=tried)
+    return _given(p, "not_sos", f"it is negative at {where}", point=point, numbers=numbers, tried=tried)
 
 
 def _given(
