@@ -37,11 +37,12 @@ TESTED = 256
 @cache
 def grids() -> Tensor:
     """All 288 solved grids, (G, C), digits from 0."""
-    rows = list(itertools.permutations(range(4)))
-    units = [[4 * r + c for c in range(4)] for r in range(4)] + [[4 * r + c for r in range(4)] for c in range(4)]
-    units += [[8 * i + 2 * j, 8 * i + 2 * j + 1, 8 * i + 2 * j + 4, 8 * i + 2 * j + 5] for i in (0, 1) for j in (0, 1)]
-    found = [sum(four, ()) for four in itertools.product(rows, repeat=4)]
-    return torch.tensor([g for g in found if all(len({g[c] for c in unit}) == 4 for unit in units)])
+    found: list[tuple[int, ...]] = [()]
+    for _ in range(4):
+        rows = itertools.permutations(range(4))
+        found = [g + row for row, g in itertools.product(rows, found) if all(row[c] not in g[c::4] for c in range(4))]
+    boxes = [[8 * i + 2 * j + k for k in (0, 1, 4, 5)] for i in (0, 1) for j in (0, 1)]
+    return torch.tensor([g for g in found if all(len({g[c] for c in box}) == 4 for box in boxes)])
 
 
 def puzzles(count: int, test: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
