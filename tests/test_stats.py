@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from luthier.kit.stats import benjamini_hochberg, paired_bootstrap, paired_t, sign_flip, t_cdf, t_quantile
+from luthier.kit.stats import benjamini_hochberg, paired_bootstrap, paired_t, sign_flip, spearman, t_cdf, t_quantile
 
 
 def rng(seed=0):
@@ -113,3 +113,11 @@ def test_benjamini_hochberg_by_hand():
     assert benjamini_hochberg([0.01, 0.04]) == pytest.approx([0.02, 0.04])
     assert benjamini_hochberg([0.9, 0.8]) == pytest.approx([0.9, 0.9])
     assert benjamini_hochberg([]) == []
+
+
+def test_spearman_by_hand():
+    """Ranks 1 2 3 4 against 2 1 4 3: one minus 6 * 4 / (4 * 15). Ties share their mean rank."""
+    assert spearman([1, 20, 30, 400], [0.2, 0.1, 9, 8]) == pytest.approx(0.6)
+    assert spearman([1, 2, 3], [-1, -2, -3]) == pytest.approx(-1)
+    assert spearman([1, 1, 2], [3, 4, 5]) == pytest.approx(1.5 / math.sqrt(1.5 * 2))
+    assert spearman([1, 1, 1], [3, 4, 5]) is None

@@ -53,7 +53,7 @@ def summary(folder: Path) -> Summary:
     tables = [_table(folder, r) for r in records if "table" in r.artefacts]
     measures = tuple(row for table in tables for row in table.dicts())
     paired = [m for m in measures if "against" in m]
-    columns, rows = _rows(paired or measures, done)
+    columns, rows = _rows(paired or [m for m in measures if m.get("layer") is None], done)
     histories = {
         step: json.loads((folder / r.artefacts["history"]).read_text())
         for step, r in done.items() if "history" in r.artefacts
@@ -148,7 +148,13 @@ def build(folder: Path) -> Path:
     paired = [m for m in s.measures if m.get("low") is not None and m.get("high") is not None]
     figures = []
     if s.histories:
-        figures.append(("Training", "Pale lines are trainings; the strong ones are smoothed, over repeats a mean.", draw.curves(s.histories)))
+        figures.append(
+            (
+                "Training",
+                "Pale lines are trainings; the strong ones are smoothed, over repeats a mean.",
+                draw.curves(s.histories),
+            )
+        )
         flops = {r.step: r.metrics["flops_per_token"] for r in s.records if "flops_per_token" in r.metrics}
         if any("@" in name for name in s.histories) and flops.keys() >= s.histories.keys():
             text = "The same losses against what they cost: means over the repeats, matrix products counted."
@@ -156,6 +162,13 @@ def build(folder: Path) -> Path:
     if paired:
         text = "Paired differences to the reference on the same items, with intervals. Green is better, red worse."
         figures.append(("Differences", text, draw.differences(paired)))
+    deep = [m for m in s.measures if m.get("layer") is not None]
+    if deep:
+        text = (
+            "What was measured layer by layer, counted from 0; a ring is a value off the scale, at its end. Where"
+            " layers were skipped, the change to the whole model, with its standard error."
+        )
+        figures.append(("By depth", text, draw.depth(deep)))
     moved = _changes(folder, s.records)
     if moved:
         text = "How far each matrix moved from the base, as a share of its norm, by layer and role; one scale for all."

@@ -112,11 +112,12 @@ def depth(rows: Sequence[Mapping[str, Any]]) -> str:
     """A panel for each data and metric: the value, or the change where the row has one, against the layer.
 
     rows: dicts with model, data, metric, layer, value, and for skipped layers last, change and error.
-    Variances are drawn by their logarithm. One layer may dwarf the others (without the first one nothing
-    works), so a scale ends at three times the ninth tenth of what it shows; what lies beyond is a ring there.
+    Variances and Jacobians are drawn by their logarithm. One layer may dwarf the others (without the first
+    one nothing works), so other scales end at three times the ninth tenth of what they show; what lies
+    beyond is a ring there, its value written beside.
     """
     panels = list(dict.fromkeys((r["data"], r["metric"]) for r in rows))
-    models = list(dict.fromkeys(r["model"] for r in rows))
+    colours = dict(zip(dict.fromkeys(r["model"] for r in rows), _cycle(), strict=False))
     columns = 2 if len(panels) > 1 else 1
     lines = -(-len(panels) // columns)
     with plt.rc_context(STYLE):
@@ -125,16 +126,17 @@ def depth(rows: Sequence[Mapping[str, Any]]) -> str:
             axes.set_visible(False)
         for axes, (data, metric) in zip(grid.flat, panels, strict=False):
             shown = [r for r in rows if (r["data"], r["metric"]) == (data, metric)]
-            for model, colour in zip(models, _cycle(), strict=False):
+            for model, colour in colours.items():
                 _by_layer(axes, [r for r in shown if r["model"] == model], colour, model)
-            if metric == "variance":
+            if metric in ("variance", "jacobian"):
                 axes.set_yscale("log")
             else:
-                _cut(axes, shown)
+                _cut(axes, shown, colours)
+            axes.xaxis.get_major_locator().set_params(integer=True)
             axes.set_title(f"{data}: {metric}")
             axes.set_xlabel("layer", fontsize=9)
         handles, names = grid.flat[0].get_legend_handles_labels()
-        if len(models) > 1:
+        if len(colours) > 1:
             figure.legend(handles, names, frameon=False, ncols=4, fontsize=9, loc="outside upper left")
         return _svg(figure)
 
@@ -151,7 +153,7 @@ def _by_layer(axes: Any, rows: Sequence[Mapping[str, Any]], colour: str, name: s
         axes.errorbar(places, heights, yerr=errors, fmt="none", ecolor=colour, alpha=0.4, linewidth=1)
 
 
-def _cut(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+def _cut(axes: Any, rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
     """End the scale where a few values would flatten all others, and ring them."""
     heights = sorted(map(_height, rows))
     top = 3 * heights[int(0.9 * (len(heights) - 1))]
@@ -159,10 +161,13 @@ def _cut(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     if heights[-1] <= top or top <= 0:
         return
     axes.set_ylim(min(0, heights[0]) - 0.05 * top, 1.05 * top)
-    for row in rows:
-        if _height(row) > top:
-            axes.plot([row["layer"]], [top], "o", color="#3b4550", markersize=6, fillstyle="none")
-            axes.annotate(f"{_height(row):.3g}", (row["layer"], top), (6, -3), textcoords="offset points", fontsize=8)
+    for line, row in enumerate(r for r in rows if _height(r) > top):
+        place, colour = row["layer"], colours[row["model"]]
+        axes.plot([place], [top], "o", color=colour, markersize=6, fillstyle="none")
+        said = f"layer {place}: {_height(row):.3g}"
+        axes.text(
+            0.99, 0.97 - 0.085 * line, said, transform=axes.transAxes, fontsize=8, color=colour, ha="right", va="top"
+        )
 
 
 def layers(changes: Mapping[str, Mapping[str, Mapping[int, float]]]) -> str:

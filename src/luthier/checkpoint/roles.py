@@ -26,7 +26,7 @@ def live_layers(model: Any) -> list[nn.Module]:
 
     Raises LuthierError for a model whose layers are no list.
     """
-    for name, _ in model.named_parameters():
+    for name, _ in model.named_parameters(remove_duplicate=False):
         path = stack_of(name)
         stack = model.get_submodule(path) if path else None
         if isinstance(stack, nn.ModuleList):

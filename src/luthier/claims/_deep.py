@@ -1,11 +1,13 @@
 """The experiment that claims about depth share: decoders of 20 thin layers, trained from scratch (`_scratch`).
 
 Arms: pre-norm, LNS, and a constant: every norm of a layer scaled by what LNS's scales are on average, so
-that what depth does is told apart from what a smaller scale does.
+that what depth does is told apart from what a smaller scale does. An arm is trained once for all claims
+that ask for it in one run, so it knows its seed and nothing of the claim.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from luthier.claims import _scratch
@@ -21,7 +23,8 @@ MEAN = sum(layer**-0.5 for layer in range(1, LAYERS + 1)) / LAYERS
 ARMS = ("pre-norm", "LNS", "constant scale")
 
 
-def trained(arm: str, seed: int, ctx: Context) -> tuple[Any, dict[str, float]]:
+@cache
+def trained(arm: str, seed: int) -> tuple[Any, dict[str, float]]:
     """The model of one arm after training, and what `_scratch.trained` says of it."""
     held: list[Any] = []
 
@@ -31,5 +34,7 @@ def trained(arm: str, seed: int, ctx: Context) -> tuple[Any, dict[str, float]]:
         for norm in norms if arm == "constant scale" else ():
             norm.scale = MEAN
 
-    found = _scratch.trained(seed, ctx, {} if arm == "pre-norm" else LNS, prepare, **SIZES)
+    found = _scratch.trained(
+        seed, Context(step="claims about depth"), {} if arm == "pre-norm" else LNS, prepare, **SIZES
+    )
     return held[0], found

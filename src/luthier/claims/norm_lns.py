@@ -11,7 +11,7 @@ from luthier.kit.context import Context
 
 
 def run(seed: int, ctx: Context) -> dict[str, float]:
-    found = {arm: trained(arm, seed, ctx)[1] for arm in ARMS}
+    found = {arm: trained(arm, seed)[1] for arm in ARMS}
     return {
         "method": found["LNS"]["loss"], "control/pre-norm": found["pre-norm"]["loss"],
         "control/constant scale": found["constant scale"]["loss"], "cost/tokens": found["LNS"]["tokens"],

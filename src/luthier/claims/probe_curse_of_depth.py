@@ -32,7 +32,7 @@ def run(seed: int, ctx: Context) -> dict[str, float]:
     texts = [item(text=bytes(row.tolist()).decode("latin-1")) for row in drawn]
     found: dict[str, dict[str, float]] = {}
     for arm in ARMS:
-        subject = Host(arm, trained(arm, seed, ctx)[0].eval(), Bytes())
+        subject = Host(arm, trained(arm, seed)[0].eval(), Bytes())
         table = CurseOfDepth().measure([subject], [TinyData("code", (), texts)], ctx)
         found[arm] = {row["metric"]: row["value"] for row in table.where(layer=None)}
     growth = {arm: math.log(values["variance growth"]) for arm, values in found.items()}

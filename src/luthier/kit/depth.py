@@ -31,7 +31,7 @@ def skipping(layers: Sequence[nn.Module], places: Sequence[int]) -> Iterator[Non
     def hand_on(place: int, x_BTD: Tensor, given: Any) -> Any:
         if place not in places:
             return given
-        return (x_BTD, *({} if isinstance(v, dict) else v for v in given[1:])) if isinstance(given, tuple) else x_BTD
+        return (x_BTD, *map(_lossless, given[1:])) if isinstance(given, tuple) else x_BTD
 
     with _hooked(layers, hand_on):
         yield
@@ -69,6 +69,11 @@ def _hooked(layers: Sequence[nn.Module], after: Callable[[int, Tensor, Any], Any
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _lossless(value: Any) -> Any:
+    """Aux without its losses, anything else as it is."""
+    return {k: v for k, v in value.items() if not k.startswith("loss/")} if isinstance(value, dict) else value
 
 
 def _leaf(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

@@ -1,0 +1,74 @@
+"""Reports of tables by layer: a picture of every layer, and only the whole model's numbers in the summary."""
+
+import re
+
+import pytest
+
+import luthier
+from luthier import report
+from luthier.report_figures import depth
+from luthier.testing import tiny
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    for name, seed in (("a", 0), ("b", 1)):
+        tiny.checkpoint(home / name, seed, num_hidden_layers=3)
+    (home / "book.txt").write_text("".join(f"line {i} of a small book, with {7 * i} words\n" for i in range(60)))
+    models = [str(home / "a"), str(home / "b")]
+    recipe = {
+        "luthier": 1,
+        "data": {"book": {"source": f"text:{home}/book.txt", "split": {"by": "window", "test": 0.5}}},
+        "steps": {
+            "curse": {"use": "probe.curse_of_depth", "models": models, "data": "book", "set": {"max_items": 2}},
+            "depth": {"use": "probe.depth", "models": models, "data": "book", "set": {"max_items": 2}},
+        },
+    }
+    return luthier.run(recipe, folder=home / "run")
+
+
+def test_summary_shows_whole_models_only(run):
+    shown = report.summary(run.folder)
+    assert len(shown.rows) == 2
+    assert {"book nll", "book variance growth", "book drop, deeper half", "book rank of angular by nll"} <= set(
+        shown.columns
+    )
+    assert not {"book variance", "book jacobian", "book angular"} & set(shown.columns)
+
+
+def test_report_draws_every_layer(run):
+    page = (run.folder / "report.html").read_text() if (run.folder / "report.html").exists() else ""
+    page = page or report.build(run.folder).read_text()
+    assert "By depth" in page
+    for panel in ("variance", "angular", "drop", "jacobian", "nll"):
+        assert f"book: {panel}" in page
+    assert any("layers that matter most" in note for note in report.summary(run.folder).notes)
+
+
+def row(model, layer, value, metric="drop", **more):
+    return {"model": model, "data": "d", "metric": metric, "layer": layer, "value": value, **more}
+
+
+def texts(svg):
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+
+def test_what_is_off_the_scale_is_written_out():
+    rows = [row("m", i, 8.25 if i == 0 else 0.1 + 0.01 * i) for i in range(20)]
+    assert "layer 0: 8.25" in texts(depth(rows))
+    assert not [t for t in texts(depth(rows[1:])) if t.startswith("layer 1")]
+    assert not [t for t in texts(depth([{**r, "metric": "variance"} for r in rows])) if t.startswith("layer 0")]
+
+
+def test_changes_are_drawn_where_there_are_any():
+    same = [row("m", i, 5.0, change=0.1, error=0.01, last=i) for i in range(10)]
+    other = [row("m", i, 7.0, change=0.1, error=0.01, last=i) for i in range(10)]
+    assert depth(same) == depth(other) != depth([{**r, "change": None} for r in same])
+    assert depth(same) != depth([{**r, "error": 0.02} for r in same])
+    assert depth(same) != depth([{**r, "last": r["layer"] + 1} for r in same])
+
+
+def test_models_are_told_apart():
+    rows = [row(model, i, value) for model, value in (("one", 1.0), ("two", 2.0)) for i in range(4)]
+    assert {"one", "two"} <= set(texts(depth(rows))) and "one" not in texts(depth(rows[:4]))
