@@ -19,7 +19,9 @@ def run(tmp_path_factory):
     models = [str(home / "a"), str(home / "b")]
     recipe = {
         "luthier": 1,
-        "data": {"book": {"source": f"text:{home}/book.txt", "split": {"by": "window", "test": 0.5}}},
+        "data": {
+            "book": {"source": f"text:{home}/book.txt", "split": {"by": "window", "test": 0.5}, "set": {"chars": 120}}
+        },
         "steps": {
             "curse": {"use": "probe.curse_of_depth", "models": models, "data": "book", "set": {"max_items": 2}},
             "depth": {"use": "probe.depth", "models": models, "data": "book", "set": {"max_items": 2}},
