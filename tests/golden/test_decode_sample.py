@@ -110,6 +110,23 @@ def test_filters_leave_the_tokens_that_transformers_leaves(fields):
     assert mine.isfinite().any(-1).all()
 
 
+def test_filters_at_their_edges():
+    """Two tokens of one half each: the first alone holds half. At top_p 1 nothing is cut, however unlikely."""
+    assert filtered(torch.zeros(1, 2), Sample(temperature=1.0, top_p=0.5)).isfinite().sum() == 1
+    assert filtered(torch.tensor([[50.0, 0.0, -1.0]]), Sample(temperature=1.0)).isfinite().all()
+
+
+def test_equal_prompts_draw_by_their_number():
+    """Each row draws from the generator of (its tokens, how many equal prompts stand before it)."""
+    model, ids = tiny.llama(2), TOKENIZER("the")["input_ids"]
+    rows, _ = run(Sample(temperature=1.3, max_new_tokens=1), [ids] * 6, model, seed=5)
+    with torch.no_grad():
+        p_BV = (model(torch.tensor([ids])).logits[:, -1] / 1.3).softmax(-1)
+    rngs = [Context(seed=5).rng("sample", tuple(ids), n) for n in range(6)]
+    want = [draw(p_BV, torch.rand((), generator=rng)[None]).item() for rng in rngs]
+    assert [row[0] for row in rows.tokens] == want and len(set(want)) > 1
+
+
 def test_draw_is_the_inverse_of_the_cumulative_distribution():
     p = torch.tensor([[0.1, 0.0, 0.4, 0.5]]).expand(6, -1)
     u = torch.tensor([0.0, 0.0999, 0.1001, 0.4999, 0.5001, 0.99999])
@@ -230,9 +247,11 @@ def test_a_reader_may_stop_early():
 
 
 def test_cost_is_counted():
-    trace, _ = run(Sample(max_new_tokens=5), ["abc"])
+    model, places = tiny.llama(), []
+    model.lm_head.register_forward_pre_hook(lambda module, args: places.append(args[0].shape[1]))
+    trace, _ = run(Sample(max_new_tokens=5), ["abc"], model)
     length = len(TOKENIZER("abc")["input_ids"]) + 4  # the last token is never fed back
-    assert trace.forwards == 5
+    assert trace.forwards == 5 and places == [1] * 5  # logits of the last place only
     assert trace.cache_bytes == 2 * 2 * 2 * 8 * 4 * length  # k and v, 2 layers, 2 heads of width 8, fp32
 
 

@@ -149,7 +149,7 @@ def filtered(logits_BV: Tensor, method: Sample) -> Tensor:
     if method.top_p < 1:
         sorted_BV, order_BV = x_BV.sort(descending=True)
         before_BV = sorted_BV.softmax(1).cumsum(1) - sorted_BV.softmax(1)
-        x_BV = x_BV.masked_fill(torch.zeros_like(x_BV).scatter(1, order_BV, before_BV) >= method.top_p, -torch.inf)
+        x_BV = x_BV.masked_fill(torch.empty_like(x_BV).scatter(1, order_BV, before_BV) >= method.top_p, -torch.inf)
     if method.min_p:
         p_BV = x_BV.softmax(1)
         x_BV = x_BV.masked_fill(p_BV < method.min_p * p_BV.amax(1, keepdim=True), -torch.inf)
@@ -171,8 +171,9 @@ class _Host:
         """Logits after each prompt."""
         shared = self._shared(prompts)
         if shared:
-            self.mask_BT = torch.ones(1, 0, dtype=torch.long, device=self.device)
-            self._forward(torch.tensor([prompts[0][:shared]]), torch.ones(1, shared, dtype=torch.long))
+            self.mask_BT = torch.empty(1, 0, dtype=torch.long, device=self.device)
+            first_1T = torch.tensor([prompts[0][:shared]])
+            self._forward(first_1T, torch.ones_like(first_1T))
             self.cache.batch_repeat_interleave(len(prompts))
         self.mask_BT = torch.ones(len(prompts), shared, dtype=torch.long, device=self.device)
         rest = [p[shared:] for p in prompts]

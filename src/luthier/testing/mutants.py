@@ -28,6 +28,10 @@ GOAL = 0.95
 HARMLESS: dict[tuple[str, str, str], str] = {
     ("decode.sample", "longest = max((len(p) for p in prompts), default=0)", "0 -> 1"):
         "it is the length of no prompts, and then nothing is decoded",
+    ("decode.sample", "first_1T = torch.tensor([prompts[0][:shared]])", "0 -> 1"):
+        "all prompts have these tokens, so any may give them",
+    ("decode.sample", "ids_BT = torch.tensor([[0] * (width - len(r)) + list(r) for r in rest])", "0 -> 1"):
+        "which token stands in the padding, behind the mask, does not matter",
     ("eval.compare", 'weight = float(row["tokens"]) if row["metric"] in BY_TOKENS else 1.0', "1.0 -> 1.25"):
         "weights count by their ratios alone, and here all are equal",
     ("merge.ties", "weights = each(self.weights, 1, piece, len(trimmed))", "1 -> 2"):
