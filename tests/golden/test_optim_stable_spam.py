@@ -84,7 +84,7 @@ def run(leaf, optimizer, grads):
 
 OFF = {"clip": None, "norm": None, "reset": None}
 ARMS = [
-    OFF, {**OFF, "clip": 0.8}, {**OFF, "norm": (0.6, 0.9)}, {**OFF, "reset": 7}, {"clip": 0.8, "norm": None, "reset": 7},
+    OFF, {**OFF, "clip": 0.8}, {**OFF, "norm": (0.6, 0.9)}, {**OFF, "reset": 7}, {**OFF, "clip": 0.8, "reset": 7},
     {"clip": 0.8, "norm": (0.6, 0.9), "reset": 10}, {"clip": 0.8, "norm": (0.6, 0.9), "reset": 10, "anneal": 12},
     {"clip": 0.8, "norm": (0.6, 0.9), "reset": None, "anneal": 100}, {"clip": 0.8, "norm": (0.6, 0.9), "reset": 1},
 ]  # fmt: skip
@@ -172,10 +172,9 @@ def passed(spike, before, compat, reset=500):
 
 
 def test_a_released_reset_disables_the_cap():
-    """Steady gradients of 1, γ3 = .999, a reset every 500 steps. A spike of 100 raises T by .1, so the paper's cap
-    is (T + .1 · .999...) / (1 - .999^t): 1.25 at step 501, 1.16 at 999. The released code divides T = .394 + .1 by
-    1 - .999² = .001999 at step 501, 246.7, and lets the spike through; at 999 its cap is 1.86, and 10 becomes 1.63.
-    """
+    """Steady gradients of 1, γ3 = .999, a reset every 500 steps. A spike of 100 raises T by nearly .1, so the
+    paper's cap is 1.25 at step 501 and 1.16 at 999. The released code divides T, .39 + .1, by 1 - .999² at step
+    501, a cap of 247, and T, .63, by 1 - .999⁵⁰⁰ at 999, a cap of 1.6."""
     assert passed(100.0, 500, "paper") == pytest.approx(1.2511, abs=2e-3)
     assert passed(100.0, 500, "official") == 100.0
     assert passed(100.0, 998, "paper") == pytest.approx(1.1568, abs=2e-3)
