@@ -28,6 +28,7 @@ VERBS = {
     "diff": ("cli_diff", "what changed between two checkpoints, by role and layer"),
     "generate": ("cli_models", "continue prompts"),
     "chat": ("cli_models", "talk to a model"),
+    "demo": ("cli_checks", "some seconds of a method beside what it reduces to, on a tiny model"),
     "test": ("cli_checks", "check a method against its contract"),
     "reproduce": ("cli_checks", "run the claims of methods and rebuild the table of verdicts"),
 }

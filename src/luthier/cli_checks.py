@@ -1,4 +1,4 @@
-"""`luthier test` and `luthier reproduce`: is a method what it says, and does it do what its paper says."""
+"""`luthier demo`, `test` and `reproduce`: is a method what it says, and does it do what its paper says."""
 
 from __future__ import annotations
 
@@ -38,6 +38,31 @@ def do_test(args: argparse.Namespace) -> int:
             print("\n".join(report.mutants.lines()))
         print(f"{id_}: {len(report.outcomes) - len(failed)} of {len(report.outcomes)} checks pass")
     return 0 if good else 1
+
+
+def options_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", help="a method, such as tune.lift")
+
+
+def do_demo(args: argparse.Namespace) -> None:
+    catalogue.card(args.id)
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table as Grid
+
+    from luthier.cli_run import quiet
+    from luthier.testing.demo import demo
+
+    quiet()
+    shown = demo(args.id)
+    grid = Grid(box=None, pad_edge=False, header_style="bold")
+    grid.add_column("")
+    for head in shown.heads:
+        grid.add_column(head, overflow="fold")
+    for row in shown.rows:
+        grid.add_row(*map(escape, row))
+    Console().print(grid)
+    print("a tiny model and seconds of it: it shows what the method does, not how well; luthier reproduce does")
 
 
 def options_reproduce(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,220 @@
+"""A method beside what it reduces to, on a tiny model, in seconds: enough to see what it does, not how well.
+
+Trainings are of a Llama or decoder of two layers on texts about two numbers, byte by byte; both columns see the
+same rows and take the same steps. The right column is the method itself with the fields that reduce it, which
+the contract suite holds equal to the known method.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luthier.catalogue import cards, find, load
+from luthier.engine.spec import TrainSpec
+from luthier.engine.stream import transform_tensors
+from luthier.engine.trainer import TrainResult, train
+from luthier.errors import LuthierError
+from luthier.flows import Table
+from luthier.kit.context import Context
+from luthier.kit.decoding import limited
+from luthier.kit.encode import collate, encode
+from luthier.model import LuthierConfig, build_model
+from luthier.shapes import Certify, Decode, Measure, Objective, Optim, Part, Transform, Tune
+from luthier.testing import tiny
+from luthier.testing.reduction import reductions
+from luthier.testing.variants import variants
+
+Rows = dict[str, str]
+STEPS, BATCH, LENGTH, RATE = 200, 16, 32, 4e-3
+PROBLEMS = ("x^2 - 2*x*y + y^2 + 1/3", "x^4*y^2 + x^2*y^4 - 3*x^2*y^2 + 1", "(x - 1)^4 + (x*y - 2)^2")
+TASKS: dict[str, Callable[[int, int], str]] = {
+    "sums": lambda a, b: f"{a} + {b} = {a + b}", "orders": lambda a, b: f"{a} or {b}: more is {max(a, b)}",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Two columns: heads, and rows of (label, the method, reduced)."""
+
+    heads: tuple[str, str]
+    rows: tuple[tuple[str, str, str], ...]
+
+
+def demo(id_: str) -> Demo:
+    """Run both columns. Raises LuthierError for a shape that cannot be shown."""
+    method, other, name = sides(id_)
+    shown = {Part: _part, Objective: _objective, Optim: _optim, Tune: _tune, Transform: _transform, Decode: _decode,
+             Measure: _measure, Certify: _certify}  # fmt: skip
+    work: Callable[[Any], Rows] | None = next((w for shape, w in shown.items() if isinstance(method, shape)), None)
+    if work is None:
+        raise LuthierError(f"a {type(method).__mro__[1].__name__} has no demo", where=id_)
+    if isinstance(method, (Tune, Transform, Decode, Measure)):
+        _base()
+    if isinstance(method, Transform):
+        _specialists()
+    made = [_timed(work, one) for one in (method, other)]
+    labels = list(dict.fromkeys([*made[0], *made[1]]))
+    return Demo((id_, name), tuple((label, made[0].get(label, ""), made[1].get(label, "")) for label in labels))
+
+
+def sides(id_: str) -> tuple[Any, Any, str]:
+    """The method as it comes, the method reduced, and a name for the latter."""
+    cls = find(id_)
+    method = variants(cls)[0]
+    for reduction in reductions(cls):
+        other = method.replace(**reduction.fields)
+        if other != method:
+            fields = ", ".join(f"{k}: {v}" for k, v in reduction.fields.items())
+            return method, other, f"{fields} ({reduction.to})"
+    known = next((r.to for r in reductions(cls) if r.to in cards()), None)
+    if known is None:
+        return method, method, f"{reductions(cls)[0].to}, which it equals as it comes"
+    return method, load(known), known
+
+
+def _timed(work: Callable[[Any], Rows], method: Any) -> Rows:
+    began = time.perf_counter()
+    return {**work(method), "seconds": f"{time.perf_counter() - began:.1f}"}
+
+
+@cache
+def _data(name: str) -> tiny.TinyData:
+    """Texts about two numbers below 40, in an order of their own."""
+    pairs = [(a, b) for a in range(40) for b in range(40)]
+    order = torch.randperm(len(pairs), generator=Context(step="demo").rng(name)).tolist()
+    items = [tiny.item(text=TASKS[name](*pairs[i])) for i in order[:264]]
+    return tiny.TinyData(name, items[:200], items[200:])
+
+
+def _trained(model: Any, objective: str = "objective.next_token", optim: str = "optim.adamw", tune: str = "tune.full",
+             data: str = "sums", steps: int = STEPS) -> TrainResult:  # fmt: skip
+    methods = (load(m) if isinstance(m, str) else m for m in (tune, objective, optim))
+    spec = TrainSpec(steps=steps, batch=BATCH, lr=RATE, max_length=LENGTH, warmup=0.1, dtype="fp32")
+    with tempfile.TemporaryDirectory() as folder:
+        return train(model, tiny.tokenizer(), _data(data), *methods, spec, Context(step="demo"), Path(folder))
+
+
+def _curve(result: TrainResult) -> Rows:
+    every = max(1, len(result.history) // 4)
+    shown = [result.history[0], *result.history[every - 1 :: every]]
+    return {f"training loss, step {row['step']}": f"{row['loss']:.3f}" for row in shown}
+
+
+@torch.no_grad()
+def _nll(model: Any, data: str = "sums") -> str:
+    """Nats a token of the test texts."""
+    rows = [encode(item, tiny.tokenizer(), LENGTH) for item in _data(data).test]
+    batch = collate(rows, 0)
+    model.eval()
+    return f"{load('objective.next_token').loss(model, batch, Context()).total.item():.3f}"
+
+
+def _size(model: Any) -> Rows:
+    return {"parameters": f"{sum(p.numel() for p in model.parameters()):,}"}
+
+
+def _part(method: Part) -> Rows:
+    slot = type(method).slots[0]
+    sizes = {"vocab_size": tiny.VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "initializer_range": 0.1, "pad_token_id": 0,
+             "tie_word_embeddings": slot != "head"}  # fmt: skip
+    result = _trained(build_model(LuthierConfig(**sizes, slots={slot: method.to_dict()})))
+    looks = getattr(result.model.model, "looks_ahead", False)
+    held = {} if looks else {"held-out nats a token": _nll(result.model)}
+    return {**_curve(result), **held, **_size(result.model)}
+
+
+def _objective(method: Objective) -> Rows:
+    result = _trained(tiny.host(type(method).needs), objective=method)  # type: ignore[arg-type]
+    terms = {f"{name} at the end": f"{value:.3f}" for name, value in result.history[-1]["terms"].items()}
+    held = {} if type(method).needs else {"held-out nats a token": _nll(result.model)}
+    return {**_curve(result), **terms, **held}
+
+
+def _optim(method: Optim) -> Rows:
+    result = _trained(tiny.llama(), optim=method)  # type: ignore[arg-type]
+    state = {"bytes of state": f"{result.stats['optimizer_state_bytes']:,}"}
+    return {**_curve(result), "held-out nats a token": _nll(result.model), **state}
+
+
+@cache
+def _base() -> Mapping[str, torch.Tensor]:
+    """Weights of a model that has seen some of both kinds of text."""
+    model = _trained(tiny.llama()).model
+    return {n: t.clone() for n, t in _trained(model, data="orders", steps=STEPS // 4).model.state_dict().items()}
+
+
+def _host(weights: Mapping[str, torch.Tensor] | None = None) -> Any:
+    model = tiny.llama()
+    model.load_state_dict(weights or _base())
+    return model
+
+
+def _tune(method: Tune) -> Rows:
+    result = _trained(_host(), tune=method, data="orders")  # type: ignore[arg-type]
+    weights, base = result.model.state_dict(), _base()
+    moved = sum(int((weights[n] != t).sum()) for n, t in base.items())
+    return {
+        **_curve(result), "held-out nats, what it was tuned on": _nll(result.model, "orders"),
+        "held-out nats, what it knew before": _nll(result.model),
+        "numbers that train": f"{result.stats['trainable']:,}",
+        "entries moved": f"{moved / sum(t.numel() for t in base.values()):.1%}",
+        "bytes of optimizer state": f"{result.stats['optimizer_state_bytes']:,}",
+    }  # fmt: skip
+
+
+@cache
+def _specialists() -> tuple[Mapping[str, torch.Tensor], ...]:
+    return tuple(_trained(_host(), data=name, steps=STEPS // 2).model.state_dict() for name in TASKS)
+
+
+def _transform(method: Transform) -> Rows:
+    base = dict(_base()) if any(r.startswith("base") for r in type(method).roles) else None
+    made = transform_tensors(method, base, [dict(s) for s in _specialists()], Context(step="demo"))
+    change = torch.cat([(made[n] - t).flatten() for n, t in _base().items()])
+    rows = {f"held-out nats, {name}": _nll(_host(made), name) for name in TASKS}
+    for name, expert in zip(TASKS, _specialists(), strict=True):
+        own = torch.cat([(expert[n] - t).flatten() for n, t in _base().items()])
+        rows[f"likeness to the specialist for {name}"] = f"{torch.cosine_similarity(change, own, dim=0).item():.2f}"
+    return {**rows, "‖change‖": f"{change.norm().item():.3f}",
+            "entries moved": f"{(change != 0).float().mean().item():.1%}"}  # fmt: skip
+
+
+def _decode(method: Decode) -> Rows:
+    short, needs = limited(method, 16), getattr(method, "needs", ())
+    model = _trained(tiny.host(needs), objective="objective.masked_diffusion").model if needs else _host()
+    prompts = [str(item.text).rsplit(" ", 1)[0] for item in _data("sums").test[:4]]
+    decoding = short.steps([(model.eval(), tiny.tokenizer())], prompts, Context(step="demo"))
+    for _ in decoding:
+        pass
+    trace = decoding.trace()
+    rows = {f"after {p[-24:]!r}": repr(text[:24]) for p, text in zip(prompts, trace.texts, strict=True)}
+    return {**rows, "forward passes": f"{trace.forwards}", "bytes of cache": f"{trace.cache_bytes:,}"}
+
+
+def _measure(method: Measure) -> Rows:
+    plain = tiny.tokenizer(chat=False)
+    subjects = [tiny.TinySubject("random", tiny.llama(), plain), tiny.TinySubject("trained", _host(), plain)]
+    cut = [str(item.text).rsplit(" ", 1) for item in _data("sums").test[:4]]
+    items = [tiny.item(prompt=prompt, answer=answer) for prompt, answer in cut]
+    data: Any = tiny.TinyData("sums", (), items, scored=True)
+    table: Table = method.measure(subjects, [data], Context(step="demo"))
+    rows: Rows = {}
+    for row in table.dicts()[:24]:
+        numbers = {k: v for k, v in row.items() if isinstance(v, float)}
+        words = " ".join(str(v) for v in row.values() if v is not None and not isinstance(v, float))
+        rows[words[:60]] = ", ".join(f"{k} {v:.3g}" for k, v in numbers.items())
+    return rows
+
+
+def _certify(method: Certify) -> Rows:
+    found = {p: method.certify(p, Context(step="demo")) for p in PROBLEMS}
+    return {p: f"{c.status}: {c.reason}" for p, c in found.items()}
