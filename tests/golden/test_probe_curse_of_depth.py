@@ -260,3 +260,11 @@ def test_released_code_ends_after_the_final_norm(model):
     ours = measured(other, tiny.TinyData("text", (), TEXTS.test[1:2]))["angular"][-1]
     before = measured(model, tiny.TinyData("text", (), TEXTS.test[1:2]))["angular"][-1]
     assert ours == before and abs(released - ours) > 0.02
+
+
+def test_what_is_measured_unless_told_otherwise():
+    assert CurseOfDepth().to_dict()["set"] == {
+        "diagnostics": ["variance", "angular", "drop", "jacobian"], "span": 1, "probes": 1, "max_items": 64,
+        "max_length": 256, "batch": 16,
+    }  # fmt: skip
+    assert CurseOfDepth(max_length=8).max_length == 8

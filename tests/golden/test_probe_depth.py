@@ -259,7 +259,7 @@ def test_limits(model):
     assert {r["n"] for r in table(model, max_items=3, skip=["0"]).dicts()} == {3}
     first = table(model, tiny.TinyData("text", (), [tiny.item(text=TEXT.test[0].text)]), protocols=["nll"], skip=[])
     assert table(model, TEXT, max_items=1, protocols=["nll"], skip=[]).dicts()[0]["value"] == first.dicts()[0]["value"]
-    cut = table(model, TEXT, max_items=1, max_length=9, protocols=["nll"], skip=[])
+    cut = table(model, TEXT, max_items=1, max_length=8, protocols=["nll"], skip=[])
     assert cut.dicts()[0]["value"] != first.dicts()[0]["value"]
     mixed = tiny.TinyData("d", (), [tiny.item(text="a"), tiny.item(prompt="unanswered"), TEXT.test[0]])
     assert table(model, mixed, protocols=["nll"], skip=[]).dicts()[0]["n"] == 1
@@ -304,3 +304,31 @@ def test_released_code_removes_others(model):
     ours = values(model, protocols=["nll"], skip=["1-2"])["nll", 1, 2]["value"]
     assert ours == pytest.approx(slow_mean([item_nll(without(model, 1, 2), i) for i in TASKS.test]), rel=1e-5)
     assert abs(theirs - ours) > 0.01
+
+
+def test_what_is_asked_unless_told_otherwise():
+    assert Depth().to_dict()["set"] | {"decode": None} == {
+        "protocols": ["nll", "likelihood", "continuation", "generation"], "skip": None, "options": 4, "max_items": 32,
+        "max_length": 512, "max_new_tokens": 32, "batch": 32, "decode": None,
+    }  # fmt: skip
+    assert Depth(options=2).options == 2 and Depth(options=26).options == 26
+    for wrong in (1, 27):
+        with pytest.raises(LuthierError, match="out of range"):
+            Depth(options=wrong)
+
+
+def test_two_items_two_answers(model):
+    """The error of two paired changes is half their difference, weighted; two answers are enough to choose."""
+    data = tiny.TinyData("two", (), [tiny.item(prompt="0 + 1 =", answer="1"), tiny.item(prompt="0 + 5 =", answer="55")])
+    found = values(model, data, skip=["2"], protocols=["nll", "continuation"])
+    (a, n), (b, m) = (item_nll(without(model, 2, 2), item) for item in data.test)
+    (c, _), (d, _) = (item_nll(model, item) for item in data.test)
+    change = (a + b - c - d) / (n + m)
+    error = math.sqrt(2 * ((a - c - change * n) ** 2 + (b - d - change * m) ** 2)) / (n + m)
+    assert found["nll", 2, 2]["error"] == pytest.approx(error, rel=1e-3)
+    assert ("continuation", 2, 2) in found
+
+
+def test_a_remark_names_five_of_each(model):
+    (note,) = table(model, TEXT, protocols=["nll"], skip=["0", "1", "2", "3", "4", "0-1", "1-2"]).notes
+    assert [part.count(",") for part in note.split(";")] == [4, 4]

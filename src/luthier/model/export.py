@@ -78,8 +78,12 @@ def _eps(config: LuthierConfig) -> float:
 
 def _weights(model: LuthierForCausalLM) -> dict[str, Tensor]:
     """The state dict, with the gain of a plain RMSNorm where a norm scales beside its gain."""
-    folded = {f"{path}.weight": module.gain() for path, module in model.named_modules() if hasattr(module, "gain")}
-    return {**model.state_dict(), **{name: gain.detach() for name, gain in folded.items()}}  # type: ignore[operator]
+    weights = dict(model.state_dict())
+    for path, module in model.named_modules():
+        gain: Any = getattr(module, "gain", None)
+        if gain is not None:
+            weights[f"{path}.weight"] = gain().detach()
+    return weights
 
 
 def _llama(model: LuthierForCausalLM, ffn: Mapping[str, Any], sizes: dict[str, Any]) -> PreTrainedModel:

@@ -164,9 +164,9 @@ class _Asked:
         allowed["continuation"] = allowed["likelihood"]
         if allowed["likelihood"]:
             self.choices = [self._choice(item, answers) for item in self.items]
-        wanted = list(dict.fromkeys(self.method.protocols))
-        self.notes += [f"no {p}: there is nothing to choose or to score" for p in wanted if not allowed[p]]
-        return [p for p in wanted if allowed[p]]
+        refused = [p for p in self.method.protocols if not allowed[p]]
+        self.notes += [f"no {p}: there is nothing to choose or to score" for p in refused]
+        return [p for p in self.method.protocols if allowed[p]]
 
     def _choice(self, item: Item, answers: Sequence[str]) -> _Choice:
         others = [a for a in answers if a != item.answer]
@@ -183,11 +183,10 @@ class _Asked:
         return [(nll, row.count) for nll, row in zip(self._summed(self.rows), self.rows, strict=True)]
 
     def _summed(self, rows: Sequence[Row]) -> list[float]:
-        found = [0.0] * len(rows)
+        found: dict[int, float] = {}
         for places in by_length(rows, self.method.batch):
-            for i, nll in zip(places, summed_nll(self.model, [rows[i] for i in places], self.pad), strict=True):
-                found[i] = nll
-        return found
+            found |= zip(places, summed_nll(self.model, [rows[i] for i in places], self.pad), strict=True)
+        return [found[i] for i in range(len(rows))]
 
     @torch.no_grad()
     def _likelihood(self) -> Scores:
@@ -199,13 +198,13 @@ class _Asked:
             asked = Item(id=item.id, prompt=f"{item.prompt}\n{listed}\nAnswer with the letter.")
             ids = prompt_ids(asked, self.tokenizer)
             rows.append(Row((*ids, letters[choice.right]), (*[-100] * len(ids), letters[choice.right])))
-        right = [False] * len(rows)
+        right: dict[int, bool] = {}
         for places in by_length(rows, self.method.batch):
             seen = labelled(self.model, on_device([rows[i] for i in places], self.pad, self.model))
             for i, logits_V in zip(places, seen.head(seen.h_ND), strict=True):
                 choice = self.choices[i]
                 right[i] = int(logits_V[letters[: len(choice.texts)]].argmax()) == choice.right
-        return [(float(r), 1.0) for r in right]
+        return [(float(right[i]), 1.0) for i in range(len(rows))]
 
     def _continuation(self) -> Scores:
         items = [
@@ -222,15 +221,14 @@ class _Asked:
     def _generation(self) -> Scores:
         decode = limited(self.method.decode, self.method.max_new_tokens)
         prompts = [prompt_ids(item, self.tokenizer) for item in self.items]
-        found = [(0.0, 1.0)] * len(prompts)
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        for places in [order[i : i + self.method.batch] for i in range(0, len(order), self.method.batch)]:
+        right: dict[int, bool] = {}
+        for places in by_length([Row(tuple(ids), ()) for ids in prompts], self.method.batch):
             decoding = decode.steps([(self.model, self.tokenizer)], [prompts[i] for i in places], self.ctx)
             for _ in decoding:
                 pass
             for i, text in zip(places, decoding.trace().texts, strict=True):
-                found[i] = (float(self.source.score(self.items[i], text) >= 1), 1.0)
-        return found
+                right[i] = self.source.score(self.items[i], text) >= 1
+        return [(float(right[i]), 1.0) for i in range(len(prompts))]
 
     def angles(self, ranges: Sequence[tuple[int, int]]) -> list[float]:
         """The mean angle between the stream before the first and after the last layer of each range."""
@@ -240,8 +238,8 @@ class _Asked:
             ends: list[tuple[Tensor, Tensor]] = []
 
             def look(i: int, x_BTD: Tensor, y_BTD: Tensor, rows: Any = rows, ends: Any = ends) -> None:
-                ends.append(tuple(torch.stack([z[b, len(r.input_ids) - 1] for b, r in enumerate(rows)])
-                                  for z in (x_BTD, y_BTD)))  # fmt: skip
+                pair = [torch.stack([z[b, len(r.input_ids) - 1] for b, r in enumerate(rows)]) for z in (x_BTD, y_BTD)]
+                ends.append((pair[0], pair[1]))
 
             with watching(self.layers, look):
                 summed_nll(self.model, rows, self.pad)
