@@ -86,7 +86,7 @@ def _page(card: Card) -> list[str]:
 def _examples(card: Card, roles: tuple[str, ...]) -> list[str]:
     module, fields = f"from {card.module} import {card.cls}", {f.name: f.default for f in card.fields}
     first = next((f"{name}={default}" for name, default in fields.items() if default not in (None, "None")), "")
-    if card.shape not in ("Tune", "Transform", "Measure", "Decode"):
+    if card.shape not in ("Tune", "Transform", "Measure", "Certify", "Decode"):
         return [f"Python     {module}; {card.cls}({first})"]
     keys = ", ".join(f"{r.rstrip('*?')}: {'[...]' if '*' in r else '...'}" for r in roles if "?" not in r)
     extra = ", train: {steps: 100}" if card.shape == "Tune" else ""
