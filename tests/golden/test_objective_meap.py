@@ -121,6 +121,22 @@ def test_rows_draw_for_themselves_or_share():
     assert tuple(other[2].nonzero()[:, 0].tolist()) == shared[0]
 
 
+def test_shared_places_in_rows_of_unequal_length():
+    """Rows of 10, 7 and 5 tokens: numbers for the longest, of which each row takes as many as it has places."""
+    host, given = Seen(), batch()
+    seen, _ = host.given(Meap(rows="shared", share=0.4), given)
+    u = torch.rand(10, generator=CTX.rng("masks", 10)).tolist()
+    for i, places in enumerate((9, 6, 4)):
+        hidden = sorted(sorted(range(places), key=lambda p: u[p])[: int(0.4 * places)])
+        assert seen["input_ids"][i].eq(MASK).nonzero()[:, 0].tolist() == hidden
+
+
+@pytest.mark.parametrize("fields", [{"share": 1.2}, {"share": -0.1}, {"aux": -0.1}, {"least": -1}])
+def test_what_is_out_of_range(fields):
+    with pytest.raises(LuthierError, match="out of range"):
+        Meap(**fields)
+
+
 def test_a_row_in_another_batch_is_masked_alike():
     host, given = Seen(), text(3)
     whole = host.given(Meap(), given)[0]["input_ids"]
@@ -260,7 +276,9 @@ def test_stretches(monkeypatch):
     assert sizes == [1, 1, 1]
     gone = text(1, 4)
     gone["labels"][:, 2:] = -100
-    assert Meap().loss(host.model, gone, CTX).count == 1
+    loss = Meap(share=0.0).loss(host.model, gone, CTX)
+    value = nll(host.model, gone["input_ids"][0].tolist(), gone["labels"][0].tolist())[0][1]
+    assert loss.count == 1 and loss.total.item() == pytest.approx(value, abs=3e-6)
 
 
 def test_defaults_are_the_papers():

@@ -6,10 +6,13 @@ import math
 import pytest
 import torch
 
+from luthier.catalogue import load
 from luthier.engine.moments import load_optimizer, optimizer_state, remap
 from luthier.errors import LuthierError
 from luthier.flows import Remap
+from luthier.kit.context import Context
 from luthier.optim.stable_spam import StableSpam
+from luthier.testing import tiny
 
 LR, DECAY, EPS, BETAS = 0.04, 0.3, 1e-2, (0.7, 0.95)
 FIELDS = {"betas": BETAS, "eps": EPS, "weight_decay": DECAY}
@@ -272,6 +275,24 @@ def test_entries_that_move_take_their_moments_along():
     assert state["step"].tolist() == [5, 1, 5] and state["steps"] == 5
 
 
+def test_under_a_tune_that_chooses_anew():
+    """LIFT with a new mask every second step: the counts of entries that stayed go on, those of new ones begin."""
+    model = tiny.llama().train()
+    tuned = load("tune.lift", share=0.2, every=2).bind(model, Context(step="golden"))
+    optimizer = StableSpam(reset=None).make(tuned.leaves(), [{**group, "lr": 0.05} for group in tuned.groups()])
+    ids, losses = torch.randint(4, tiny.VOCAB, (4, 12), generator=torch.Generator().manual_seed(7)), []
+    for step in range(1, 6):
+        loss = model(ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        remap(optimizer, tuned.after_step(step))
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] and all(optimizer.state[leaf]["steps"] == 5 for leaf in tuned.leaves())
+    counts = torch.cat([optimizer.state[leaf]["step"].flatten() for leaf in tuned.leaves()])
+    assert set(counts.tolist()) == {1.0, 3.0, 5.0}
+
+
 def test_gradients_are_left_alone_and_nothing_is_divided_by_zero():
     leaf, none = leaf_of([1.0, -1.0]), torch.zeros(0, requires_grad=True)
     optimizer = StableSpam().make([leaf, none], [{"params": [leaf, none], "lr": 0.1}])
@@ -319,6 +340,33 @@ def test_groups_keep_their_own_settings_and_closures_run():
 def test_decays_stay_below_one(fields):
     with pytest.raises(LuthierError, match=f"{next(iter(fields))}.*stay below 1"):
         StableSpam(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"betas": (0.9, 1.2)}, {"betas": (-0.1, 0.9)}, {"clip": 1.2}, {"clip": -0.1}, {"norm": (1.2, 0.5)},
+     {"norm": (-0.1, 0.5)}, {"weight_decay": -0.1}],
+)  # fmt: skip
+def test_what_is_out_of_range(fields):
+    with pytest.raises(LuthierError, match=f"{next(iter(fields))}.*out of range|out of range.*{next(iter(fields))}"):
+        StableSpam(**fields)
+
+
+def test_without_memory_the_cap_is_the_largest_and_the_norm_is_one():
+    """At γ = 0 nothing is capped and every gradient has norm 1."""
+    leaf = leaf_of([0.0, 0.0])
+    optimizer = optimizer_of(leaf, clip=0.0, norm=(0.0, 0.0), reset=None, betas=(0.0, 0.0))
+    for grad in ([3.0, 4.0], [-300.0, 400.0]):
+        run(leaf, optimizer, [torch.tensor(grad)])
+        assert optimizer.state[leaf]["exp_avg"].abs().tolist() == pytest.approx([0.6, 0.8])
+
+
+def test_an_entry_at_the_cap_is_no_spike():
+    """After a zero gradient, 4 and 8/3 at γ3 = .5: T̂ = 2 / .75 = 8/3. The 4 becomes 8/3 and the 8/3 stays."""
+    leaf = leaf_of([0.0, 0.0])
+    optimizer = optimizer_of(leaf, clip=0.5, norm=None, reset=None, betas=(0.0, 0.5))
+    run(leaf, optimizer, [torch.zeros(2), torch.tensor([4.0, 8 / 3])])
+    assert optimizer.state[leaf]["exp_avg"].tolist() == pytest.approx([8 / 3, 8 / 3])
 
 
 def test_defaults_are_the_released_classs():

@@ -52,15 +52,15 @@ class StableAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             for leaf in group["params"]:
                 if leaf.grad is not None and leaf.numel():
-                    self._step(leaf, group)
+                    self._step(leaf, leaf.grad, group)
         return loss
 
-    def _step(self, leaf: Tensor, group: dict[str, Any]) -> None:
+    def _step(self, leaf: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state, how = self.state[leaf], self.how
         if not state:
             state.update(_fresh(leaf, group["per_entry"]))
         state["steps"] += 1
-        grad = _stabilised(leaf.grad, state, how, group["eps"])
+        grad = _stabilised(grad, state, how, group["eps"])
         moments = state["exp_avg"], state["exp_avg_sq"]
         due = bool(how.reset) and state["steps"] % how.reset == 0
         if due:
@@ -161,8 +161,8 @@ class StableSpam(Optim):
     reduces_to = Reduces({"clip": None, "norm": None, "reset": None}, "optim.adamw")
     departures = (
         "TianjinYellow/StableSPAM 6a66da1 (galore_torch/stablespam.py): a reset sets the one count that also corrects"
-        " the running maximum and norms to 1 and keeps those; at a reset every 500 steps and steady gradients the cap is"
-        " 197 times the largest after the first reset and 1.6 times it before the second, then more, so spikes pass"
+        " the running maximum and norms to 1 and keeps those; at a reset every 500 steps and steady gradients the cap"
+        " is 197 times the largest after the first reset and 1.6 times it before the second, then more, so spikes pass"
         " (tests/golden/test_optim_stable_spam.py::test_a_released_reset_disables_the_cap)",
         "TianjinYellow/StableSPAM 6a66da1 (galore_torch/stablespam.py): the step of a reset still uses the moments it"
         " discards, corrected as a first step's: 0.4 of a normal step at the defaults, 0.74 at the next, and that"
