@@ -278,7 +278,7 @@ def test_entries_that_move_take_their_moments_along():
 def test_under_a_tune_that_chooses_anew():
     """LIFT with a new mask every second step: the counts of entries that stayed go on, those of new ones begin."""
     model = tiny.llama().train()
-    tuned = load("tune.lift", share=0.2, every=2).bind(model, Context(step="golden"))
+    tuned = load("tune.lift", share=0.2, every=2, count="entry").bind(model, Context(step="golden"))
     optimizer = StableSpam(reset=None).make(tuned.leaves(), [{**group, "lr": 0.05} for group in tuned.groups()])
     ids, losses = torch.randint(4, tiny.VOCAB, (4, 12), generator=torch.Generator().manual_seed(7)), []
     for step in range(1, 6):
