@@ -45,7 +45,8 @@ def main() -> None:
 def write(rows: list[dict]) -> None:
     packages = {n: version(n) for n in ("torch", "transformers", "luthier")}
     result = {
-        "benchmark": "mutants", "command": "python benchmarks/mutants.py",
+        "benchmark": "mutants", "command": "python benchmarks/mutants.py", "date": max(r["date"] for r in rows),
+        "goal": f"at least {GOAL:.0%} of the planted faults noticed by a method's own tests",
         "versions": {"python": platform.python_version(), **packages},
         "machine": platform.machine(), "rows": rows,
     }  # fmt: skip

@@ -54,13 +54,16 @@ def benchmarks() -> str:
         lines += ["", f"## {raw['benchmark']}", "", f"`{raw['command']}`, {raw['date']}; {versions}.", ""]
         lines += [f"Goal: {goal}." for goal in ([raw["goal"]] if isinstance(raw["goal"], str) else raw["goal"])]
         lines += [f"Note: {note}" for note in raw.get("notes", [])]
-        columns = list(dict.fromkeys(k for row in raw["rows"] for k in row))
+        hidden = ("source", "first noticed by")
+        columns = list(dict.fromkeys(k for row in raw["rows"] for k in row if k not in hidden))
         lines += ["", "| " + " | ".join(c.replace("_", " ") for c in columns) + " |", "|" + " --- |" * len(columns)]
         lines += ["| " + " | ".join(shown(row.get(c, "")) for c in columns) + " |" for row in raw["rows"]]
     return "\n".join(lines) + "\n"
 
 
 def shown(value: object) -> str:
+    if isinstance(value, list):
+        return "; ".join(" ".join(str(v).split()).replace("|", "\\|") for v in value)
     return f"{value:.4g}" if isinstance(value, float) and abs(value) < 100 else str(value)
 
 
