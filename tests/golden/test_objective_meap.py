@@ -111,6 +111,7 @@ def test_rows_draw_for_themselves_or_share():
     given["input_ids"][3] = given["input_ids"][0]
     own = [tuple(row.nonzero()[:, 0].tolist()) for row in host.given(Meap(), given)[0]["input_ids"] == MASK]
     assert len(set(own)) == 4
+    assert list(own[3]) == sorted(drawn(list(range(39)), 0.15, given["input_ids"][3].tolist(), nth=1))
     shared = [
         tuple(row.nonzero()[:, 0].tolist()) for row in host.given(Meap(rows="shared"), given)[0]["input_ids"] == MASK
     ]
