@@ -61,7 +61,7 @@ def _arms(
     """The trainings of each step of the recipe, those that were repeated together."""
     arms: dict[str, list[list[Mapping[str, Any]]]] = {}
     for name, rows in histories.items():
-        counted = [{**r, "flops": r["tokens"] * flops[name]} for r in rows] if flops else list(rows)
+        counted: list[Mapping[str, Any]] = [{**r, "flops": r["tokens"] * (flops or {}).get(name, 0.0)} for r in rows]
         arms.setdefault(name.split("@")[0], []).append(counted)
     return arms
 

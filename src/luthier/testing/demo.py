@@ -94,12 +94,12 @@ def _data(name: str) -> tiny.TinyData:
     return tiny.TinyData(name, items[:200], items[200:])
 
 
-def _trained(model: Any, objective: str = "objective.next_token", optim: str = "optim.adamw", tune: str = "tune.full",
+def _trained(model: Any, objective: Any = "objective.next_token", optim: Any = "optim.adamw", tune: Any = "tune.full",
              data: str = "sums", steps: int = STEPS) -> TrainResult:  # fmt: skip
-    methods = (load(m) if isinstance(m, str) else m for m in (tune, objective, optim))
+    how, down, by = (load(m) if isinstance(m, str) else m for m in (tune, objective, optim))
     spec = TrainSpec(steps=steps, batch=BATCH, lr=RATE, max_length=LENGTH, warmup=0.1, dtype="fp32")
     with tempfile.TemporaryDirectory() as folder:
-        return train(model, tiny.tokenizer(), _data(data), *methods, spec, Context(step="demo"), Path(folder))
+        return train(model, tiny.tokenizer(), _data(data), how, down, by, spec, Context(step="demo"), Path(folder))
 
 
 def _curve(result: TrainResult) -> Rows:
@@ -133,14 +133,14 @@ def _part(method: Part) -> Rows:
 
 
 def _objective(method: Objective) -> Rows:
-    result = _trained(tiny.host(type(method).needs), objective=method)  # type: ignore[arg-type]
+    result = _trained(tiny.host(type(method).needs), objective=method)
     terms = {f"{name} at the end": f"{value:.3f}" for name, value in result.history[-1]["terms"].items()}
     held = {} if type(method).needs else {"held-out nats a token": _nll(result.model)}
     return {**_curve(result), **terms, **held}
 
 
 def _optim(method: Optim) -> Rows:
-    result = _trained(tiny.llama(), optim=method)  # type: ignore[arg-type]
+    result = _trained(tiny.llama(), optim=method)
     state = {"bytes of state": f"{result.stats['optimizer_state_bytes']:,}"}
     return {**_curve(result), "held-out nats a token": _nll(result.model), **state}
 
@@ -159,7 +159,7 @@ def _host(weights: Mapping[str, torch.Tensor] | None = None) -> Any:
 
 
 def _tune(method: Tune) -> Rows:
-    result = _trained(_host(), tune=method, data="orders")  # type: ignore[arg-type]
+    result = _trained(_host(), tune=method, data="orders")
     weights, base = result.model.state_dict(), _base()
     moved = sum(int((weights[n] != t).sum()) for n, t in base.items())
     return {
