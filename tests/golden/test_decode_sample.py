@@ -198,6 +198,11 @@ def test_bytes_that_never_make_a_character_are_shown_in_the_end():
     assert row.flush() == "" and row.whole() == "\ufffd" * 17
 
 
+def test_special_tokens_have_no_text():
+    row = _Text(TOKENIZER, ())
+    assert [row.push(i) for i in (TOKENIZER.pad_token_id, *TOKENIZER("a")["input_ids"])] == ["", "a"]
+
+
 def pushed(text, *stop):
     """What each character of the text makes sure, what is held in the end, and the whole."""
     row = _Text(TOKENIZER, stop)
