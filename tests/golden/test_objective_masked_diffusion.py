@@ -252,3 +252,13 @@ def test_the_field_goes_before_the_models_word():
     assert (watched.inputs[0]["input_ids"][given["labels"] != -100] == tiny.VOCAB - 1).all()
     MaskedDiffusion(rate=1.0, mask_token=0).loss(model, given, Context())
     assert (watched.inputs[1]["input_ids"][given["labels"] != -100] == 0).all()
+
+
+def test_rows_of_one_label_and_of_none():
+    """By row: a row with one label counts as much as any, a row without does not count."""
+    model, given, ctx = host(), batch(), Context(seed=6, step="golden")
+    given["labels"][1, 1:] = -100
+    given["labels"][2] = -100
+    loss = MaskedDiffusion(average="row", floor=1.0).loss(model, given, ctx)
+    want = slow(model, given, noise_of(given, ctx, floor=1.0), average="row")
+    assert loss.count == 2 and loss.total.item() == pytest.approx(want, rel=2e-5)
