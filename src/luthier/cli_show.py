@@ -119,7 +119,20 @@ def _after_name(summary: str) -> str:
 
 
 def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(" ".join(text.split()), _width())
+    """Lines of a paragraph; what is set in by four or more starts a line of its own, as in a list, and what is
+    set in further goes on with it."""
+    made: list[str] = []
+    blocks: list[tuple[int, list[str]]] = []
+    for line in text.splitlines():
+        indent = len(line) - len(line.lstrip())
+        item = 4 <= indent < 12
+        if item or not blocks or (blocks[-1][0] and indent < 4):
+            blocks.append((4 if item else 0, []))
+        blocks[-1][1].append(line.strip())
+    for indent, lines in blocks:
+        pad, joined = " " * indent, " ".join(" ".join(lines).split())
+        made += textwrap.wrap(joined, _width(), initial_indent=pad, subsequent_indent=pad + "  " if indent else "")
+    return made
 
 
 def _width() -> int:

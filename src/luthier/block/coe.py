@@ -71,10 +71,10 @@ class Coe(Part):
         ),
     )  # fmt: skip
     departures = (
-        "ZihanWang314/CoE d2af562 (README): the printed number of expert combinations, 823 times, is not the value of "
-        "the printed formula C(64,4)²/C(64,8), which is 91; shown by "
+        "ZihanWang314/CoE d2af562 (README.MD): the printed number of expert combinations, 823 times, is not the value "
+        "of the printed formula C(64,4)²/C(64,8), which is 91; shown by "
         "tests/golden/test_block_coe.py::test_the_number_of_combinations",
-        "ZihanWang314/CoE d2af562 (config.py, modeling_coe.py): the paper's ablation `shared gating` keeps the first "
+        "ZihanWang314/CoE d2af562 (config/models/coe_deepseekv2): the paper's ablation `shared gating` keeps the first "
         "iteration's gate values, `use_igate: false` applies one router to every iteration's state: two methods, here "
         "`frozen` and `tied`; shown by tests/golden/test_block_coe.py::test_tied_is_not_frozen",
     )
