@@ -409,3 +409,39 @@ def test_passes_are_counted_once_a_batch():
     with counted(model) as calls:
         trace, _ = run(MaskedDiffusion(max_new_tokens=LENGTH, budget=5), model=model)
     assert trace.forwards == len(calls) == 5
+
+
+def test_defaults():
+    """A canvas of 128, one place a pass, the likeliest token where it is surest."""
+    want = MaskedDiffusion(max_new_tokens=128, order="confidence", temperature=0.0, anchor="", anchor_at=0)
+    assert MaskedDiffusion() == want
+    assert MaskedDiffusion().budget is MaskedDiffusion().block is MaskedDiffusion().threshold is None
+
+
+def test_an_anchor_is_its_words_alone():
+    """No beginning-of-text token comes into the middle of the canvas."""
+
+    class Opening:
+        eos_token_id = mask_token_id = None
+
+        def __call__(self, text, add_special_tokens=True):
+            return {"input_ids": [5] * add_special_tokens + [4, 4]}
+
+        def decode(self, ids, skip_special_tokens=True):
+            return ""
+
+    method = MaskedDiffusion(max_new_tokens=4, anchor="so", anchor_at=1)
+    drafts = list(method.steps([(Said(BY_HAND), Opening())], [[2]], Context()))
+    assert drafts[-1].canvas_BL.tolist() == [[2, 4, 4, 5]]
+
+
+def test_draws_are_keyed_by_prompt_and_place_among_equals():
+    """Random order is the descending order of the numbers of generator ("canvas", prompt, how many equals before)."""
+    ctx = Context(seed=5, step="golden")
+    decoding = MaskedDiffusion(max_new_tokens=4, order="random").steps(
+        [(Said(BY_HAND), TOKENIZER)], [[4, 5], [4], [4, 5], [4, 5]], ctx
+    )
+    first = next(iter(decoding)).canvas_BL
+    for row, (prompt, nth) in enumerate((((4, 5), 0), ((4,), 0), ((4, 5), 1), ((4, 5), 2))):
+        u = torch.rand(4, generator=ctx.rng("canvas", prompt, nth))
+        assert (first[row] != MASK).nonzero()[0, 0] == u.argmax()
