@@ -11,7 +11,7 @@ COPIES = {
 }  # fmt: skip
 
 ONES = "torch.ones(width)"
-SQUARE = "wide_BTD.square().mean(dim=-1, keepdim=True)"
+UNIT = "rms_unit(x_BTD, self.eps, self.center)"
 OWNED = "owned = [dict(group) for group in groups]"
 BIND = "        chosen = set(weights.values())"
 STEP = "    def after_step(self, step: int) -> Sequence[Remap]:\n        return ()"
@@ -25,19 +25,19 @@ FAULTS = [
     # parts
     ("norm.copy", "runs quickly", ("return self.weight *", "return float('nan') * self.weight *")),
     ("norm.copy", "same seed same bytes", (ONES, "torch.rand(width)")),
-    ("norm.copy", "input untouched", ("wide_BTD = x_BTD.to(", "wide_BTD = x_BTD.mul_(2).to(")),
+    ("norm.copy", "input untouched", (UNIT, UNIT.replace("x_BTD", "x_BTD.mul_(2)"))),
     ("norm.copy", "gradients reach every parameter", ("return self.weight *", "return self.weight.detach() *")),
-    ("norm.copy", "gradients are right", (SQUARE, SQUARE.replace("wide_BTD", "wide_BTD.detach()"))),
-    ("norm.copy", "causality", (SQUARE, SQUARE.replace("-1", "(1, -1)"))),
-    ("norm.copy", "causality", ("return self.weight * (wide_BTD", "return self.weight * (wide_BTD.roll(1, 1)")),
-    ("norm.copy", "padding invariance", (SQUARE, SQUARE.replace("-1", "(0, -1)"))),
-    ("norm.copy", "cached is uncached", (SQUARE, SQUARE.replace("-1", "(1, -1)"))),
-    ("norm.copy", "reload is equal", ("* scale_BT1)", "* (scale_BT1 + 1e-3 * (id(self) % 9973)))")),
-    ("norm.copy", "finite in bf16", (".to(x_BTD.dtype), {}", ".to(x_BTD.dtype) * float('inf'), {}")),
-    ("norm.copy", "aux is summed once", (".to(x_BTD.dtype), {}", ".to(x_BTD.dtype), {'metric/size': x_BTD.mean()}")),
-    ("norm.copy", "aux is summed once", (".to(x_BTD.dtype), {}", ".to(x_BTD.dtype), {'size': x_BTD.mean()}")),
+    ("norm.copy", "gradients are right", (UNIT, f"{UNIT} * x_BTD.detach().square().mean(-1, keepdim=True)")),
+    ("norm.copy", "causality", (UNIT, f"{UNIT} * x_BTD.square().mean((1, -1), keepdim=True)")),
+    ("norm.copy", "causality", (UNIT, f"{UNIT}.roll(1, 1)")),
+    ("norm.copy", "padding invariance", (UNIT, f"{UNIT} * x_BTD.square().mean((0, -1), keepdim=True)")),
+    ("norm.copy", "cached is uncached", (UNIT, f"{UNIT} * x_BTD.square().mean((1, -1), keepdim=True)")),
+    ("norm.copy", "reload is equal", (UNIT, f"{UNIT} * (1 + 1e-3 * (id(self) % 9973))")),
+    ("norm.copy", "finite in bf16", (f"{UNIT}, {{}}", f"{UNIT} * float('inf'), {{}}")),
+    ("norm.copy", "aux is summed once", (f"{UNIT}, {{}}", f"{UNIT}, {{'metric/size': x_BTD.mean()}}")),
+    ("norm.copy", "aux is summed once", (f"{UNIT}, {{}}", f"{UNIT}, {{'size': x_BTD.mean()}}")),
     ("norm.copy", "builds on meta", (ONES, "torch.ones(width, device='cpu')")),
-    ("norm.copy", "reduction", ("+ self.eps)", "+ self.eps + 1e-3)")),
+    ("norm.copy", "reduction", (UNIT, UNIT.replace("self.eps", "self.eps + 1e-3"))),
     # optimizers
     ("optim.copy", "descends", (OWNED, "owned = [{**group, 'lr': -0.05} for group in groups]")),
     ("optim.copy", "descends", (OWNED, "owned = [{**group, 'lr': 1e-6} for group in groups]")),

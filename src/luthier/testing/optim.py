@@ -137,12 +137,13 @@ def state_can_move(entry: Card) -> None:
 
 
 def entries_count_for_themselves(entry: Card) -> None:
-    """With `per_entry`, an entry whose state is zeroed steps like a new one beside the same others; without a
-    reset nothing differs."""
+    """With `per_entry` the state `step` has a count for each entry, and an entry whose state is zeroed steps like
+    a new one beside the same others; without a reset nothing differs."""
     for method in variants(find(entry.id)):
         shared, own = Quadratic(method).steps(STEPS), Quadratic(method, per_entry=True).steps(STEPS)
         same(own.values(), shared.values(), 2e-5, f"{method} counting per entry")
         state = own.optimizer.state[own.leaves[1]]
+        must(_of_entries(state.get("step"), own.leaves[1]), f"{method}: no count of its own for each entry")
         for value in state.values():
             if _of_entries(value, own.leaves[1]):
                 value[0] = 0
