@@ -263,7 +263,7 @@ def test_a_killed_run_goes_on_where_it_broke(home, tmp_path):
     assert again.records["a"].output == whole.records["a"].output
 
 
-def test_ctrl_c_is_recorded_and_the_run_goes_on(home, tmp_path):
+def test_ctrl_c_is_recorded_and_the_run_goes_on(home, tmp_path, terminal):
     raw = a_recipe(home, steps=60)
     raw["steps"] = {"a": raw["steps"]["a"]}
     stopped = []

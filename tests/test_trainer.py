@@ -332,14 +332,6 @@ def test_a_number_that_is_not_finite_stops_before_it_does_harm(tmp_path, where):
     assert all(torch.equal(good[n], p) and p.isfinite().all() for n, p in model.named_parameters())
 
 
-@pytest.fixture
-def terminal():
-    """Ctrl-C as a terminal's process has it; what runs in the background may have been told to ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield signal.default_int_handler
-    signal.signal(signal.SIGINT, before)
-
-
 def test_ctrl_c_finishes_the_step_saves_and_resumes(tmp_path, terminal):
 
     def watch(event):
