@@ -116,7 +116,7 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.last_save: Path | None = None
         self.total = spec.planned(feed.items, ranks.world)
-        self.weights = sum(p.numel() for p in model.parameters())
+        self.weights, self.flops = sum(p.numel() for p in model.parameters()), training_flops(model, spec.max_length)
 
     def begin(self, tune: Tune, optim: Optim) -> None:
         """Bind, load the newest save, make the optimizer."""
@@ -273,7 +273,7 @@ class _Run:
             "steps": self.step, "tokens": self.tokens, "seconds": self.seconds,
             "optimizer_state_bytes": sum(t.nbytes for t in saved.tensors_in(list(self.optimizer.state.values()))),
             "trainable": trainable, "trainable_share": trainable / self.weights, "peak_rss": peak_rss(),
-            "flops_per_token": training_flops(self.model, self.spec.max_length),
+            "flops_per_token": self.flops,
         }  # fmt: skip
         delta = self.tuned.delta()
         if self.spec.checkpointing:
