@@ -445,3 +445,13 @@ def test_draws_are_keyed_by_prompt_and_place_among_equals():
     for row, (prompt, nth) in enumerate((((4, 5), 0), ((4,), 0), ((4, 5), 1), ((4, 5), 2))):
         u = torch.rand(4, generator=ctx.rng("canvas", prompt, nth))
         assert (first[row] != MASK).nonzero()[0, 0] == u.argmax()
+
+
+def test_room_and_padding():
+    """A model that names no context has room for all but ever; shorter prompts are padded on the left by token 0."""
+    model = Said(BY_HAND)
+    decoding = MaskedDiffusion(max_new_tokens=4, budget=1).steps([(model, TOKENIZER)], [[4, 5, 2], [5]], Context())
+    assert decoding.host.room == 2**30 - 3
+    list(decoding)
+    assert [row[:3] for row in model.seen[0]] == [[4, 5, 2], [0, 0, 5]]
+    assert MaskedDiffusion().steps([(host(), TOKENIZER)], [], Context()).host.room == 256
