@@ -94,7 +94,8 @@ def _filled(config: LuthierConfig, weights: Mapping[str, Tensor], like: nn.Modul
     source: Any = like
     weight = next(like.parameters())
     with no_init_weights(), torch.device(weight.device):
-        made = LuthierForCausalLM(config).to(weight.dtype)
+        made: Any = LuthierForCausalLM(config)
+    made.to(weight.dtype)
     made.load_state_dict(weights)
     made.tie_weights()
     made.generation_config = source.generation_config
