@@ -20,10 +20,9 @@ from typing import Annotated, Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from luthier.errors import LuthierError
 from luthier.fields import Count, Natural, Range
 from luthier.kit import routing
-from luthier.kit.experts import Experts, Router, Shared, load_metrics
+from luthier.kit.experts import Experts, Router, Shared, check_choice, expert_width, load_metrics
 from luthier.kit.parts import Aux, Pass
 from luthier.shapes import Part, Reduces
 
@@ -65,21 +64,11 @@ class Moe(Part):
     )
 
     def check(self) -> None:
-        if self.top_k > self.experts:
-            raise LuthierError(f"top_k {self.top_k} exceeds the {self.experts} experts", where=self.id)
-        if self.top_k == 1 and self.experts > 1 and self.renormalise:
-            raise LuthierError(
-                "renormalised, the one chosen expert always weighs 1 and the router never learns", where=self.id,
-                do="set renormalise: false",
-            )  # fmt: skip
+        check_choice(self.experts, self.top_k, self.renormalise, self.id)
 
     def build(self, spec: Any) -> nn.Module:
-        width = self.width or spec.config.intermediate_size // (self.top_k + self.shared)
-        if width < 1:
-            raise LuthierError(
-                f"intermediate_size {spec.config.intermediate_size} is too small to divide among "
-                f"{self.top_k + self.shared} experts", where=f"{self.id}.width", do="set width",
-            )  # fmt: skip
+        runs = self.top_k + self.shared
+        width = expert_width(self.width, spec.config.intermediate_size, runs, self.id)
         return MixtureOfExperts(self, spec, width)
 
 

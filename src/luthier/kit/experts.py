@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luthier.errors import LuthierError
 from luthier.kit import routing
 from luthier.kit.moe_apply import moe_apply
 from luthier.kit.parts import Aux
@@ -65,6 +66,24 @@ class Shared(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+
+
+def check_choice(experts: int, top_k: int, renormalise: bool, where: str) -> None:
+    """Raise LuthierError where a choice of `top_k` experts cannot be made, or its router could never learn."""
+    if top_k > experts:
+        raise LuthierError(f"top_k {top_k} exceeds the {experts} experts", where=where)
+    if top_k == 1 and experts > 1 and renormalise:
+        what = "renormalised, the one chosen expert always weighs 1 and the router never learns"
+        raise LuthierError(what, where=where, do="set renormalise: false")
+
+
+def expert_width(given: int | None, dense: int, runs: int, where: str) -> int:
+    """The inner width of one expert: as given, or the dense layer's divided among the `runs` a token makes."""
+    width = given or dense // runs
+    if width < 1:
+        what = f"intermediate_size {dense} is too small to divide among {runs} experts"
+        raise LuthierError(what, where=f"{where}.width", do="set width")
+    return width
 
 
 def load_metrics(load_E: Tensor, place: str) -> Aux:
