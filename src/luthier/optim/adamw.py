@@ -13,7 +13,7 @@ Footgun: a parameter in bfloat16 gets moments in bfloat16; selected leaves are f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -21,42 +21,25 @@ from torch import Tensor
 
 from luthier.errors import LuthierError
 from luthier.fields import Positive, Range
+from luthier.kit.adam import LeafByLeaf, entry_step
 from luthier.shapes import Optim, Reduces
 
 
-class EntryAdamW(torch.optim.Optimizer):
+class EntryAdamW(LeafByLeaf):
     """AdamW whose `step` state is a tensor of the leaf's shape in groups with `per_entry`, else a scalar."""
 
     def __init__(self, groups: Sequence[dict[str, Any]], betas: tuple[float, float], eps: float, weight_decay: float):
         defaults = {"lr": 1e-3, "betas": betas, "eps": eps, "weight_decay": weight_decay, "per_entry": False}
         super().__init__(groups, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step over every leaf that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for leaf in group["params"]:
-                if leaf.grad is not None:
-                    self._step(leaf, group)
-        return loss
-
-    def _step(self, leaf: Tensor, group: dict[str, Any]) -> None:
-        state, (beta1, beta2), lr = self.state[leaf], group["betas"], group["lr"]
+    def step_leaf(self, leaf: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        state, (beta1, beta2) = self.state[leaf], group["betas"]
         if not state:
             shape = leaf.shape if group["per_entry"] else ()
             state["step"] = torch.zeros(shape, dtype=torch.float32, device=leaf.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(leaf), torch.zeros_like(leaf)
-        count, m, v = state["step"], state["exp_avg"], state["exp_avg_sq"]
-        count += 1
-        leaf.mul_(1 - lr * group["weight_decay"])
-        m.lerp_(leaf.grad, 1 - beta1)
-        v.mul_(beta2).addcmul_(leaf.grad, leaf.grad, value=1 - beta2)
-        root = (v / (1 - beta2**count)).sqrt_().add_(group["eps"])
-        leaf.addcdiv_(m / (1 - beta1**count), root, value=-lr)
+        rates = {name: group[name] for name in ("lr", "weight_decay", "eps")}
+        entry_step(leaf, grad, state["exp_avg"], state["exp_avg_sq"], state["step"], beta1=beta1, beta2=beta2, **rates)
 
 
 class AdamW(Optim):

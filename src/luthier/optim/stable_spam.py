@@ -20,7 +20,7 @@ ones: lower the rate, or leave time for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -29,12 +29,13 @@ from torch.optim.adamw import adamw
 
 from luthier.errors import LuthierError
 from luthier.fields import Count, Positive, Range
+from luthier.kit.adam import LeafByLeaf, entry_step
 from luthier.shapes import Optim, Reduces
 
 Decay = Annotated[float, Range(0.0, 1.0)]
 
 
-class StableAdamW(torch.optim.Optimizer):
+class StableAdamW(LeafByLeaf):
     """AdamW on stabilised gradients. `how`: the fields of the method that made it."""
 
     def __init__(self, groups: Sequence[dict[str, Any]], how: StableSpam):
@@ -42,20 +43,9 @@ class StableAdamW(torch.optim.Optimizer):
         super().__init__(groups, {"lr": 1e-3, **defaults, "per_entry": False})
         self.how = how
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step over every leaf that has a gradient, which is left as it is."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for leaf in group["params"]:
-                if leaf.grad is not None and leaf.numel():
-                    self._step(leaf, leaf.grad, group)
-        return loss
-
-    def _step(self, leaf: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def step_leaf(self, leaf: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        if not leaf.numel():
+            return
         state, how = self.state[leaf], self.how
         if not state:
             state.update(_fresh(leaf, group["per_entry"]))
@@ -73,7 +63,7 @@ class StableAdamW(torch.optim.Optimizer):
             "weight_decay": group["weight_decay"], "eps": group["eps"],
         }  # fmt: skip
         if group["per_entry"]:
-            _entry_step(leaf, grad, *moments, state["step"], **settings)
+            entry_step(leaf, grad, *moments, state["step"], **settings)
         else:
             lists = [[leaf], [grad], *([m] for m in moments), [], [state["step"]]]
             adamw(*lists, fused=True, amsgrad=False, maximize=False, **settings)
@@ -125,19 +115,6 @@ def _stabilised(grad: Tensor, state: dict[str, Any], how: StableSpam, eps: float
         square = state["square"].mul_(second).add_(size**2, alpha=1 - second) / (1 - second**t)
         wide = torch.where(size > 0, wide / size * (mean / (square.sqrt() + eps)), wide)
     return wide.to(grad.dtype)
-
-
-def _entry_step(
-    leaf: Tensor, grad: Tensor, m: Tensor, v: Tensor, count: Tensor, *,
-    beta1: float, beta2: float, lr: float, weight_decay: float, eps: float,
-) -> None:  # fmt: skip
-    """AdamW's step where every entry has its own count."""
-    count += 1
-    leaf.mul_(1 - lr * weight_decay)
-    m.lerp_(grad, 1 - beta1)
-    v.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-    root = (v / (1 - beta2**count)).sqrt_().add_(eps)
-    leaf.addcdiv_(m / (1 - beta1**count), root, value=-lr)
 
 
 class StableSpam(Optim):
