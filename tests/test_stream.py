@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from luthier.checkpoint.expert import open_expert
 from luthier.checkpoint.reader import Checkpoint
 from luthier.engine import stream
-from luthier.engine.stream import CHUNK, Memory, plan_transform, run_transform, transform_tensors
+from luthier.engine.pieces import CHUNK, Memory
+from luthier.engine.stream import plan_transform, run_transform, transform_tensors
 from luthier.errors import LuthierError
 from luthier.kit.context import Context
 from luthier.merge.linear import Linear
@@ -38,6 +39,35 @@ class Looks(Transform):
         assert all(e.shape == tensors.base.shape and e.dtype == torch.float32 for e in tensors.experts)
         ctx.emit("piece", name=tensors.name, start=tensors.start, depth=tensors.depth, role=tensors.role)
         return tensors.base
+
+
+class Swaps(Transform):
+    """Turns the rows of what belongs to a unit upside down; `fault` breaks its promise."""
+
+    by: str = "group"
+    of: str = "layer"
+    fault: str = ""
+
+    @property
+    def granularity(self):
+        return self.by
+
+    @property
+    def unit(self):
+        return self.of
+
+    def survey(self, inputs, ctx):
+        for group in inputs.pieces():
+            ctx.emit("group", unit=group.unit, layer=group.layer, names=tuple(group.pieces))
+        return None
+
+    def transform(self, tensors, ctx):
+        made = {n: p.base.flip(0) if tensors.unit else p.base for n, p in tensors.pieces.items()}
+        if self.fault == "more":
+            return made | {"other": torch.zeros(1)}
+        if self.fault == "less":
+            return dict(list(made.items())[1:])
+        return {n: t[None] for n, t in made.items()} if self.fault == "wide" else made
 
 
 class Drops(Transform):
@@ -96,9 +126,56 @@ def test_single_numbers_and_transposed_tensors():
         assert all(torch.equal(made[n], tensors[n]) for n in tensors)
 
 
-def test_a_granularity_nobody_streams():
-    with pytest.raises(LuthierError, match="unknown granularity 'group'"):
-        transform_tensors(Looks(by="group"), {"w": torch.zeros(2)}, [{"w": torch.zeros(2)}], Context())
+@pytest.mark.parametrize(
+    ("by", "of", "what"), [("heap", "layer", "granularity 'heap'"), ("group", "limb", "unit 'limb'")]
+)
+def test_a_granularity_nobody_streams(by, of, what):
+    with pytest.raises(LuthierError, match=f"unknown {what}"):
+        transform_tensors(Swaps(by=by, of=of), {"w": torch.zeros(2)}, [{"w": torch.zeros(2)}], Context())
+
+
+def test_groups_are_whole_units_in_one_order():
+    names = [f"model.layers.{i}.{n}" for i in (1, 0) for n in ("mlp.up_proj.weight", "self_attn.q_proj.weight",
+             "mlp.down_proj.weight", "input_layernorm.weight")]  # fmt: skip
+    tensors = {n: torch.randn(6, 4) for n in ["model.norm.weight", *names]}
+    shown = {}
+    for of in ("attention", "mlp", "layer"):
+        seen = shown[of] = []
+        ctx = Context(watch=lambda e, seen=seen: seen.append((e["unit"], e["layer"], e["names"])))
+        made = transform_tensors(Swaps(of=of), tensors, [tensors], ctx)
+        assert all(
+            torch.equal(made[n], tensors[n].flip(0) if made[n].ne(tensors[n]).any() else tensors[n]) for n in made
+        )
+        assert {n for n in made if not torch.equal(made[n], tensors[n])} == {n for u, _, ns in seen if u for n in ns}
+    down, up = "model.layers.1.mlp.down_proj.weight", "model.layers.1.mlp.up_proj.weight"
+    assert ("mlp", 1, (down, up)) in shown["mlp"] and ("", None, ("model.norm.weight",)) in shown["mlp"]
+    assert ("", 1, ("model.layers.1.input_layernorm.weight",)) in shown["mlp"]
+    assert ("attention", 0, ("model.layers.0.self_attn.q_proj.weight",)) in shown["attention"]
+    assert [(u, layer, len(ns)) for u, layer, ns in shown["layer"]] == [("", None, 1), ("layer", 1, 4), ("layer", 0, 4)]
+
+
+def test_groups_stream_like_they_do_in_memory(folders, tmp_path):
+    base, experts = opened(folders)
+    weights = [load_file(f / "model.safetensors") for f in folders]
+    expected = transform_tensors(Swaps(), weights[0], weights[1:], Context())
+    for threads in (1, 2):
+        out = run_transform(Swaps(), base, experts, tmp_path / f"out{threads}", Context(), threads=threads)
+        made = load_file(out / "model.safetensors")
+        assert made.keys() == expected.keys() and all(torch.equal(made[n], expected[n]) for n in made)
+    largest = max(sum(i.numel for i in base.tensors.values() if i.layer == n) for n in (0, 1))
+    alone = max(i.numel for i in base.tensors.values())
+    plan = plan_transform(Swaps(), base, experts, threads=1)
+    assert plan.memory_bytes == max(largest, alone) * 8 * 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "what"), [("less", "gave nothing for"), ("more", "gave more"), ("wide", "gave the shape")]
+)
+def test_a_group_comes_back_whole(folders, tmp_path, fault, what):
+    base, experts = opened(folders)
+    with pytest.raises(LuthierError, match=what):
+        run_transform(Swaps(fault=fault), base, experts, tmp_path / "out", Context())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_sample_is_one_piece_in_sixteen():

@@ -141,6 +141,20 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Group:
+    """What a Transform of granularity `group` sees at once: the whole tensors of one anatomical unit.
+
+    unit: attention, mlp or layer; "" for a tensor that is part of none, which comes alone.
+    pieces: name → Piece with its whole tensor, ordered by name.  layer and depth: None outside the layers.
+    """
+
+    unit: str
+    layer: int | None
+    depth: float | None
+    pieces: Mapping[str, Piece]
+
+
+@dataclass(frozen=True)
 class Remap:
     """A leaf's entries have moved: new[i] = old[source[i]], or zero where source[i] is -1.
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from luthier.flows import Certificate, Ctx, Data, Loss, Param, Piece, Remap, Scaling, Subject, Table, Trace
+    from luthier.flows import Certificate, Ctx, Data, Loss, Param, Remap, Scaling, Subject, Table, Trace
 
 __all__ = [
     "Certify", "Decode", "Measure", "Method", "Objective", "Optim", "Part", "Reduces", "Rule",
@@ -239,7 +239,9 @@ class Transform(Method, ABC, shape=True):
     """Weights to weights, streamed: never more than a stretch of one tensor in memory."""
 
     granularity: ClassVar[str] = "element"
-    """element (flat stretches), row (64 rows), tensor (whole), group (an anatomical unit)"""
+    """element (flat stretches), row (64 rows), tensor (whole), group (the tensors of a `unit`, whole)"""
+    unit: ClassVar[str] = "layer"
+    """of granularity group: attention, mlp or layer"""
     roles = ("base", "experts*")
 
     def plan(self, inputs: Any) -> Any:
@@ -254,8 +256,11 @@ class Transform(Method, ABC, shape=True):
         return None
 
     @abstractmethod
-    def transform(self, tensors: Piece, ctx: Ctx) -> Tensor:
-        """The output's values for one Piece, fp32, same shape. Sums run over the experts in order."""
+    def transform(self, tensors: Any, ctx: Ctx) -> Any:
+        """The output's values for one Piece, fp32, same shape; for a Group, such values by name.
+
+        Sums run over the experts in order.
+        """
 
 
 class Decoding(ABC):

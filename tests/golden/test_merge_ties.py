@@ -7,7 +7,8 @@ import random
 import pytest
 import torch
 
-from luthier.engine.stream import CHUNK, transform_tensors
+from luthier.engine.pieces import CHUNK
+from luthier.engine.stream import transform_tensors
 from luthier.errors import LuthierError
 from luthier.kit import select
 from luthier.kit.context import Context

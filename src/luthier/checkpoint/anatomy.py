@@ -129,6 +129,15 @@ _FAMILIES = (
 FAMILIES: Mapping[str, Family] = {alias: row for row in _FAMILIES for alias in (row.name, *row.aliases)}
 
 
+UNITS: Mapping[str, tuple[str, ...]] = {"attention": ("attn",), "mlp": ("mlp", "moe"), "layer": ()}
+"""Anatomical units a method may be shown whole: the beginnings of their tensors' roles, all for a layer."""
+
+
+def belongs(role: str, layer: int | None, unit: str) -> bool:
+    """Whether a tensor is part of its layer's `unit`. What lies outside the layers is part of none."""
+    return layer is not None and (not UNITS[unit] or role.partition(".")[0] in UNITS[unit])
+
+
 def family(name: str, where: str | None = None) -> Family:
     """The row of a family (config.json's `model_type`); LuthierError with the nearest known name."""
     if name not in FAMILIES:

@@ -95,7 +95,7 @@ class Ties(Transform):
         trimmed = [trim(c_N, cut) for c_N, cut in zip(changes(piece), cuts[piece.name], strict=True)]
         if self.weights is not None:
             weights = each(self.weights, 1, piece, len(trimmed))
-            trimmed = [change_N.mul_(weight) for change_N, weight in zip(trimmed, weights, strict=True)]
+            trimmed = [c_N.mul_(weight) if weight != 1 else c_N for c_N, weight in zip(trimmed, weights, strict=True)]
         return trimmed, functools.reduce(torch.add, trimmed)
 
     def transform(self, tensors: Piece, ctx: Ctx) -> Tensor:
