@@ -389,6 +389,30 @@ def test_methods_of_another_package_are_found():
     json.dumps(card.as_dict(), allow_nan=False)
 
 
+CODE = '''"""Head."""
+
+class A:
+    x: int = 1  # why
+    """what x is"""
+    text = """
+# not a comment
+
+"""
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "counts"),
+    [("Head.", "Another\nhead.", False), ("what x is", "what it is", False), ("\nclass", "\n\n# note\nclass", False),
+     ("= 1", "= 2", True), ("# not a", "# but a", True), ("comment\n\n", "comment\n", True)],
+)  # fmt: skip
+def test_what_a_hash_of_code_counts(tmp_path, old, new, counts):
+    one, other = tmp_path / "one.py", tmp_path / "other.py"
+    one.write_text(CODE)
+    other.write_text(CODE.replace(old, new))
+    assert old in CODE and (catalogue.code_hash(one) != catalogue.code_hash(other)) is counts
+
+
 def test_an_id_cannot_be_taken_twice(monkeypatch):
     point = importlib.metadata.EntryPoint("merge.ties", f"{__name__}:Outer", "luthier.methods")
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point])

@@ -178,5 +178,31 @@ def load(id_: str, **fields: Any) -> Any:
 
 
 def source_hash(id_: str) -> str:
-    """Hash of the method's file: part of every record and step hash."""
-    return hashlib.sha256(card(id_).path.read_bytes()).hexdigest()[:16]
+    """Hash of the method's code: part of every record and step hash."""
+    return code_hash(card(id_).path)
+
+
+def code_hash(path: Path) -> str:
+    """Hash of what a Python file does: docstrings, lines of comment and empty lines do not count.
+
+    Taken from the text rather than the tree, whose form differs between versions of Python.
+    """
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    docs = [n.value for n in ast.walk(tree) if isinstance(n, ast.Expr) and _is_text(n.value)]
+    silent = {number for doc in docs for number in _lines(doc)}
+    quoted = {number for n in ast.walk(tree) if _is_text(n) and n not in docs for number in _lines(n)}
+    kept = (
+        line.rstrip()
+        for number, line in enumerate(text.splitlines(), 1)
+        if number in quoted or (number not in silent and line.strip() and not line.lstrip().startswith("#"))
+    )
+    return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:16]
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def _lines(node: Any) -> range:
+    return range(node.lineno, node.end_lineno + 1)

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from luthier.catalogue import cards, source_hash
+from luthier.catalogue import cards, code_hash, source_hash
 from luthier.claims import _judge
 from luthier.claims._claim import Claim, OutOfReach, claim, claims, file_of
 from luthier.errors import LuthierError
@@ -149,9 +149,9 @@ class _Seeds:
 
 
 def source(id_: str) -> str:
-    """Hash of what a verdict rests on: the method's file and the claim's."""
+    """Hash of what a verdict rests on: the method's code and the claim's."""
     method = source_hash(id_) if id_ in cards() else ""
-    return hashlib.sha256(method.encode() + file_of(id_).read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(f"{method} {code_hash(file_of(id_))}".encode()).hexdigest()[:16]
 
 
 def _cost(observations: Iterable[Mapping[str, float]]) -> dict[str, float]:
