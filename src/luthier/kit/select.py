@@ -97,20 +97,19 @@ def _split(magnitude_N: Tensor, low: float, high: float) -> tuple[int, int, int,
         return 0, 0, magnitude_N.numel(), magnitude_N
     if magnitude_N.device.type == "cpu":  # numpy compares and compresses some ten times faster than torch
         values, count = magnitude_N.numpy(), np.count_nonzero
-        inside = torch.from_numpy(values[(values > low) & (values < high)])
+        inside = torch.from_numpy(np.compress((values > low) & (values < high), values))
         return int(count(values > high)), int(count(values >= high)), int(count(values >= low)), inside
     over, from_high, from_low = magnitude_N > high, magnitude_N >= high, magnitude_N >= low
     return int(over.sum()), int(from_high.sum()), int(from_low.sum()), magnitude_N[(magnitude_N > low) & ~from_high]
 
 
-def _rank_(values: Tensor, rank: int) -> float:
-    """The rank-th largest of a flat tensor, by partition rather than sort; the tensor is left reordered."""
-    place = values.numel() - rank
-    if values.device.type == "cpu":
-        array = values.numpy()
-        array.partition(place)
-        return float(array[place])
-    return float(values.kthvalue(place + 1).values)
+def _rank_(magnitudes: Tensor, rank: int) -> float:
+    """The rank-th largest of flat magnitudes, by partition rather than sort; they are left reordered."""
+    place = magnitudes.numel() - rank
+    if magnitudes.device.type == "cpu":
+        magnitudes.numpy().view(np.int32).partition(place)  # ordered like the floats, and three times faster
+        return float(magnitudes[place])
+    return float(magnitudes.kthvalue(place + 1).values)
 
 
 def _guess(stretches: Sequence[Tensor], keep: int, count: int) -> Bracket:
