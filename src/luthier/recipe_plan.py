@@ -25,6 +25,7 @@ from luthier.recipe_grid import SHAPES
 from luthier.recipe_inputs import is_change
 from luthier.recipe_size import Size, free_memory, size_of, size_of_new, size_of_proof, trainable
 from luthier.recipe_steps import Step
+from luthier.shapes import Measure
 
 CPU_RATE = {"fp32": 0.7e11, "bf16": 2e11}
 """floating-point operations a second and core, where nothing was measured: those of a recent server core"""
@@ -215,8 +216,9 @@ class _Planning:
         if not sizes:
             return {}
         largest = max(sizes, key=lambda s: s.params)
-        tokens = sum(self._looked_at(step, n) for n in step.names("data")) or 200 * len(step.roles.get("prompts", ()))
-        flops = 2.0 * tokens * sum(s.params for s in sizes)
+        asked = 200 * len(step.roles.get("prompts", ()))
+        tokens = [sum(self._looked_at(step, n, s.layers) for n in step.names("data")) or asked for s in sizes]
+        flops = sum(2.0 * t * s.params for t, s in zip(tokens, sizes, strict=True))
         item = 4 if step.dtype == "fp32" else 2
         rows = 8 * 512 * largest.vocab * 4
         return {
@@ -224,7 +226,7 @@ class _Planning:
             "seconds": self._seconds(step, flops, item) + START_SECONDS * len(sizes), "disk": 1 << 16,
         }  # fmt: skip
 
-    def _looked_at(self, step: Step, name: str) -> float:
+    def _looked_at(self, step: Step, name: str, layers: int) -> float:
         """Tokens through a model, for each measure the step makes; of an answer half of what is allowed."""
         data, total = self.inputs.data[name], 0.0
         for method in step.methods():
@@ -232,8 +234,8 @@ class _Planning:
             length = self._length(name, getattr(method, "max_length", None) or 512)
             if method.id == "eval.accuracy" and data.scored:
                 total += min(most, len(data.test)) * (length + getattr(method, "max_new_tokens", 32) / 2)
-            elif method.id != "eval.compare" and hasattr(method, "max_items"):
-                total += min(most, len(data.test)) * length
+            elif isinstance(method, Measure) and hasattr(method, "max_items"):
+                total += min(most, len(data.test)) * length * method.passes(layers)
         return total or len(data.test) * self._length(name, 512)
 
     def _length(self, name: str, most: int) -> float:

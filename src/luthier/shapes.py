@@ -295,6 +295,10 @@ class Measure(Method, ABC, shape=True):
     def measure(self, models: Sequence[Subject], data: Sequence[Data], ctx: Ctx) -> Table:
         """One row an observation or a summary; the head of the file says which columns."""
 
+    def passes(self, layers: int) -> float:
+        """How often an item goes through a model of so many layers, for the plan; backward counts twice."""
+        return 1.0
+
 
 class Study(Method, ABC, shape=True):
     """Drives other methods over trials or rounds."""

@@ -41,6 +41,23 @@ def measured(model, data=TEXTS, **fields):
     return found
 
 
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [({"diagnostics": ["variance", "angular"]}, 1), ({"diagnostics": ["drop"]}, 1 + LAYERS), ({"diagnostics": []}, 1)],
+)
+def test_the_plan_counts_the_passes_there_are(model, fields, expected):
+    rows = []
+    hook = model.model.embed_tokens.register_forward_hook(lambda _, args, out: rows.append(len(args[0])))
+    measured(model, **fields)
+    hook.remove()
+    assert CurseOfDepth(**fields).passes(LAYERS) == expected == sum(rows) / len(LENGTHS)
+
+
+def test_the_plan_counts_a_backward_pass_twice():
+    assert CurseOfDepth(diagnostics=["jacobian"], probes=2).passes(9) == 1 + 2 * 3
+    assert CurseOfDepth().passes(9) == 1 + 9 + 3
+
+
 class Grow(nn.Module):
     """A layer that multiplies by a number, and turns two channels by an angle."""
 

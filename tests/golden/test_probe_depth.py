@@ -66,6 +66,21 @@ def slow_mean(pairs):
     return sum(a for a, _ in pairs) / sum(b for _, b in pairs)
 
 
+@pytest.mark.parametrize(("protocols", "skip"), [(["nll"], None), (["nll"], ["1-3"]), (["continuation"], ["0", "4"])])
+def test_the_plan_counts_the_passes_there_are(model, protocols, skip):
+    rows = []
+    hook = model.model.embed_tokens.register_forward_hook(lambda _, args, out: rows.append(len(args[0])))
+    table(model, protocols=protocols, skip=skip, options=3)
+    hook.remove()
+    assert Depth(protocols=protocols, skip=skip, options=3).passes(LAYERS) == sum(rows) / len(TASKS.test)
+
+
+def test_the_plan_counts_protocols_and_ranges():
+    assert Depth(protocols=["nll"], skip=[]).passes(30) == 2
+    assert Depth(protocols=["likelihood", "generation"], skip=["1-9"]).passes(30) == 1 + 2 * 3
+    assert Depth().passes(30) == 1 + 31 * 8
+
+
 @pytest.mark.parametrize("data", [TASKS, TEXT], ids=["tasks", "text"])
 @pytest.mark.parametrize("batch", [1, 32])
 def test_nll_is_that_of_models_without_the_layers(model, data, batch):

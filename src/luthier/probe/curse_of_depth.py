@@ -72,6 +72,9 @@ class CurseOfDepth(Measure):
         " (tests/golden/test_probe_curse_of_depth.py::test_released_code_ends_after_the_final_norm)",
     )
 
+    def passes(self, layers: int) -> float:
+        return 1 + layers * ("drop" in self.diagnostics) + 3 * self.probes * ("jacobian" in self.diagnostics)
+
     def measure(self, models: Sequence[Subject], data: Sequence[Data], ctx: Ctx) -> Table:
         rows: list[tuple[Any, ...]] = []
         notes: dict[str, None] = {}

@@ -84,6 +84,10 @@ class Depth(Measure):
             if not RANGE.fullmatch(text):
                 raise LuthierError(f"{text!r} is no range of layers", where=f"{self.id}.skip", do='write "3" or "4-9"')
 
+    def passes(self, layers: int) -> float:
+        each = {"nll": 1, "likelihood": 1, "continuation": self.options, "generation": 2}
+        return 1 + (1 + len(self._ranges(layers))) * sum(each[p] for p in self.protocols)
+
     def measure(self, models: Sequence[Subject], data: Sequence[Data], ctx: Ctx) -> Table:
         rows: list[tuple[Any, ...]] = []
         notes: dict[str, None] = {}
