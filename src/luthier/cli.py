@@ -61,12 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LuthierError as fault:
         if debug:
             raise
-        print(f"luthier: {' '.join(str(fault).split())}", file=sys.stderr)
+        _say(str(fault))
         return 2
     except KeyboardInterrupt as stop:
         if debug:
             raise
-        print(f"\nluthier: {' '.join(str(stop).split()) or 'stopped; run again to go on'}", file=sys.stderr)
+        print(file=sys.stderr)
+        _say(str(stop) or "stopped; run again to go on")
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `luthier list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -74,9 +75,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as fault:
         if debug:
             raise
-        text = " ".join(f"{type(fault).__name__}: {fault}".split())
-        print(f"luthier: {text[:400]}; --debug shows where it came from", file=sys.stderr)
+        if isinstance(fault, MemoryError) or "can't allocate memory" in str(fault):
+            _say("memory ran out; close what else is running, or take a smaller model, batch or text")
+            return 2
+        _say(f"{f'{type(fault).__name__}: {fault}'[:400]}; --debug shows where it came from")
         return 1
+
+
+def _say(text: str) -> None:
+    """One line on standard error. A name in a file may hold what a terminal would obey: that is not sent."""
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))
+    print(f"luthier: {line}", file=sys.stderr)
 
 
 def _verb(words: list[str]) -> int:

@@ -6,6 +6,12 @@ import difflib
 from collections.abc import Iterable
 
 
+LONG = 400
+"""Letters of a part of an error that are shown: a hostile file may name a tensor by a megabyte."""
+FUZZY = 5000
+"""Known words among which the nearest is looked for by likeness."""
+
+
 class LuthierError(Exception):
     """An error the user can act on; the command line prints it as one line and exits with code 2.
 
@@ -17,18 +23,24 @@ class LuthierError(Exception):
         super().__init__(" ".join(str(self).split()))
 
     def __str__(self) -> str:
-        head = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{head}; {self.do}" if self.do else head
+        head = f"{_short(self.where)}: {_short(self.what)}" if self.where else _short(self.what)
+        return f"{head}; {_short(self.do)}" if self.do else head
 
     def at(self, where: str) -> LuthierError:
         """The same error, placed: used by whoever knows the file and line the value came from."""
         return LuthierError(self.what, where=f"{where}: {self.where}" if self.where else where, do=self.do)
 
 
+def _short(text: str) -> str:
+    """The text, or its two ends where it is long."""
+    return text if len(text) <= LONG else f"{text[: LONG // 2]} ... {text[-LONG // 2 :]}"
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word most like `word`, or None when nothing is close."""
     known = list(known)
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    likely = known if len(known) <= FUZZY and len(word) <= LONG else []
+    found = difflib.get_close_matches(word, likely, n=1, cutoff=0.5)
     if not found:  # a last part may be right where the whole is not: "ties" for "merge.ties"
         found = [k for k in known if k.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]]
     return found[0] if found else None

@@ -22,9 +22,11 @@ from typing import Any, Literal, NamedTuple
 from luthier.errors import unknown
 
 ROTARY = Literal["half", "interleaved", "none"]
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,9})\.", re.ASCII)
 _BESIDE = re.compile(r"\bvision_|\bmulti_modal_projector\b")  # towers of other senses have layers of their own
-_EXPERT = re.compile(r"\.experts\.(\d+)\.")
+_EXPERT = re.compile(r"\.experts\.(\d{1,9})\.", re.ASCII)
+_WORDS = 4
+"""words of a module's name that tell its role, from the end; a hostile name has a million"""
 
 _NORMS = {
     f"{name}_layernorm": "norm"
@@ -161,7 +163,7 @@ def role_of(family_name: str, name: str) -> tuple[str, int | None]:
             return "moe.router.bias", layer
         module, kind = f"{module}.{kind}", "weight"  # a bare parameter, such as fused experts
     parts = FAMILIES[family_name].parts if family_name in FAMILIES else {}
-    words = module.split(".")
+    words = module.split(".")[-_WORDS:]
     for start in range(len(words)):
         role = parts.get(".".join(words[start:]))
         if role:

@@ -19,6 +19,8 @@ from luthier.errors import LuthierError
 
 MAX_HEADER = 100_000_000
 """bytes; the format's own limit"""
+MAX_LISTS, MAX_AXES = 2_000_000, 64
+"""lists and maps in a JSON file, whose two letters take thirty times as much in memory; axes of a tensor"""
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
@@ -58,15 +60,18 @@ def parse_json(raw: bytes, path: Path) -> dict[str, Any]:
     """A JSON map from bytes; LuthierError if it is no such thing or has a key twice."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) != len(pairs):
-            twice = next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))
-            raise LuthierError(f"the name {twice!r} occurs twice", where=str(path))
+        made: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in made:
+                raise LuthierError(f"the name {name!r} occurs twice", where=str(path))
+            made[name] = value
         return made
 
     def refuse(word: str) -> NoReturn:
         raise ValueError(f"{word} is not JSON")
 
+    if raw.count(b"[") + raw.count(b"{") > MAX_LISTS:
+        raise LuthierError(f"holds too many lists and maps, more than {MAX_LISTS:,}", where=str(path))
     try:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
@@ -116,6 +121,8 @@ def _entry(name: str, spec: Any, data: int, path: Path) -> Entry:
         raise fault(path, f"unknown dtype {code!r}", name)
     if not _naturals(shape) or not _naturals(span) or len(span) != 2 or span[0] > span[1]:
         raise fault(path, f"shape {str(shape)[:60]} or byte range {str(span)[:60]} makes no sense", name)
+    if len(shape) > MAX_AXES or (0 in shape and prod(filter(None, shape)) >= 2**62):
+        raise fault(path, f"a shape of {len(shape):,} axes and that size makes no sense", name)
     need = prod(shape) * DTYPES[code].itemsize
     if span[1] - span[0] != need:
         raise fault(path, f"shape {shape} of {code} needs {need:,} bytes, the header gives {span[1] - span[0]:,}", name)
