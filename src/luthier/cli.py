@@ -8,6 +8,7 @@ Each verb lives in a module that is imported only when it is asked for, so that 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -57,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [w for w in words if w != "--debug"]
     try:
-        return _verb(words)
+        code = _verb(words)
+        sys.stdout.flush()  # a full disk shows here, not at the interpreter's end
+        return code
     except LuthierError as fault:
         if debug:
             raise
@@ -75,11 +78,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as fault:
         if debug:
             raise
+        if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _no_space(fault)
         if isinstance(fault, MemoryError) or "can't allocate memory" in str(fault):
             _say("memory ran out; close what else is running, or take a smaller model, batch or text")
             return 2
         _say(f"{f'{type(fault).__name__}: {fault}'[:400]}; --debug shows where it came from")
         return 1
+
+
+def _no_space(fault: OSError) -> int:
+    where = fault.filename or "output"
+    print(f"luthier: {where}: the disk is full; free some space, try again", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # what it still holds can never be written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 2
 
 
 def _say(text: str) -> None:

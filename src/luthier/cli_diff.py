@@ -92,6 +92,7 @@ def _show(rows: Sequence[Mapping[str, Any]], left: Sequence[str]) -> None:
 
 
 def _draw(rows: Sequence[Change], out: Path) -> None:
+    from luthier.checkpoint.atomic import write_file
     from luthier.report_figures import grids
 
     panels: dict[str, dict[str, dict[int, float]]] = {}
@@ -106,6 +107,4 @@ def _draw(rows: Sequence[Change], out: Path) -> None:
     if not panels:
         raise LuthierError("no layer to draw", where=str(out), do="give --json for the numbers")
     text = grids(panels).replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
-    part = out.with_name(out.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(out)
+    write_file(out, text)

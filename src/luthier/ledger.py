@@ -7,7 +7,7 @@ A run folder, `runs/NAME/` unless told otherwise, holds
     ledger.sqlite         one record an attempt at a step;  ledger.jsonl: the same, exported after a run
     verdicts.json         written by whoever judges the run;  report.html: the report
     steps/STEP/           what a step gave; STEP is `math`, or `math@seed=1` for a varied step
-      record.json         the record below, written last: a step is done when it stands and its hash agrees
+      record.json         the record below: a step is done when it stands and its hash agrees
       config.json, model.safetensors, tokenizer files, README.md    (Tune, Transform: a model folder)
       delta/              (Tune) the change against the base, `checkpoint.delta.Delta`
       history.json        (Tune) one object a logged step: {step, loss, terms, lr, grad_norm, tokens, seconds}
@@ -22,9 +22,11 @@ A record is the JSON object that `Record.as_dict` gives; see the fields of `Reco
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
+import shutil
 import sqlite3
 import sys
 from collections.abc import Iterator, Mapping
@@ -33,6 +35,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from luthier.checkpoint.atomic import disk_fault, write_file
 from luthier.errors import LuthierError
 
 
@@ -98,7 +101,7 @@ class Ledger:
 
     def __init__(self, folder: Path):
         self.path = folder / "ledger.sqlite"
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         with self._open() as base:
             base.execute(
                 "CREATE TABLE IF NOT EXISTS records (id INTEGER PRIMARY KEY, step TEXT, hash TEXT, status TEXT, "
@@ -112,9 +115,7 @@ class Ledger:
                 base.execute("PRAGMA journal_mode=WAL")
                 yield base
         except sqlite3.DatabaseError as fault:
-            raise LuthierError(
-                f"the ledger cannot be used ({fault})", where=str(self.path), do="move it away to start a new one"
-            ) from None
+            raise _fault(fault, self.path) from None
 
     def add(self, record: Record) -> None:
         row = (record.step, record.hash, record.status, record.use, record.started, record.seconds)
@@ -138,10 +139,7 @@ class Ledger:
 
     def export(self, path: Path) -> Path:
         """All records as JSON lines, the file replaced in one go."""
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(json.dumps(r.as_dict(), allow_nan=False) + "\n" for r in self.records()), "utf-8")
-        os.replace(part, path)
-        return path
+        return write_file(path, "".join(json.dumps(r.as_dict(), allow_nan=False) + "\n" for r in self.records()))
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
@@ -180,12 +178,33 @@ def versions(packages: tuple[str, ...] = ("luthier", "torch", "transformers")) -
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """Hold the run folder; a second run in it is refused. The hold ends with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(folder / ".lock", timeout=0, isolation_level=None)) as lock:
-        try:
-            lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError:
-            raise LuthierError(
-                "another run is at work in this folder", where=str(folder), do="wait for it, or give another --folder"
-            ) from None
+    _make(folder)
+    path = folder / ".lock"
+    try:
+        lock = sqlite3.connect(path, timeout=0, isolation_level=None)
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.DatabaseError as fault:
+        if getattr(fault, "sqlite_errorcode", 0) == sqlite3.SQLITE_BUSY:
+            do = "wait for it, or give another --folder"
+            raise LuthierError("another run is at work in this folder", where=str(folder), do=do) from None
+        raise _fault(fault, path) from None
+    with closing(lock):
         yield
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_fault(error, folder) from None
+
+
+def _fault(fault: sqlite3.DatabaseError, path: Path) -> LuthierError:
+    """An error of SQLite as one line. A full disk has several names there."""
+    code = getattr(fault, "sqlite_errorcode", 0) & 0xFF
+    nowhere = code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and shutil.disk_usage(path.parent).free < 1 << 16
+    if code == sqlite3.SQLITE_FULL or nowhere:
+        return disk_fault(OSError(errno.ENOSPC, "full"), path)
+    damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    do = "move it away to start a new one" if damaged else "see that it can be read and written"
+    return LuthierError(f"the ledger cannot be used ({fault})", where=str(path), do=do)

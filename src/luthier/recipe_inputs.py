@@ -122,12 +122,13 @@ class Inputs:
         self.hashes[f"step/{name}"] = record.output or ""
         self.models = {key: model for key, model in self.models.items() if key[0] != name}
 
-    def content(self, base: Path, artefacts: Mapping[str, str]) -> str:
+    def content(self, folder: Path, artefacts: Mapping[str, str]) -> str:
+        """Hash of what a step has left in its folder."""
         from luthier.checkpoint.reader import Checkpoint
 
         if "model" in artefacts:
-            return Checkpoint.open(self.folder / base).hash()
-        return hashlib.sha256((self.folder / base / next(iter(artefacts.values()))).read_bytes()).hexdigest()
+            return Checkpoint.open(folder).hash()
+        return hashlib.sha256((folder / next(iter(artefacts.values()))).read_bytes()).hexdigest()
 
     def job(self, step: Step, digest: str) -> Any:
         """The step with everything looked up, ready for the engine."""

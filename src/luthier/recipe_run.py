@@ -12,11 +12,13 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from luthier import ledger
+from luthier.checkpoint.atomic import discard, sweep, write_file
 from luthier.errors import LuthierError, unknown
 from luthier.flows import Table
 from luthier.ledger import Ledger, Record
@@ -70,7 +72,9 @@ def run(
     with ledger.only_one(place):
         if fresh:
             for name in ("steps", "work", "cache"):
-                shutil.rmtree(place / name, ignore_errors=True)
+                discard(place / name)
+        for name in ("", "steps", "cache"):  # what a killed run was writing
+            sweep(place / name)
         return _Running(recipe, place, watch or (lambda event: None)).go()
 
 
@@ -86,8 +90,8 @@ class _Running:
         self.inputs.open()
         made = plan(self.recipe, self.inputs)
         self.flops = {s.name: s.flops for s in made.steps}
-        _write(self.folder / "recipe.yaml", self.recipe.to_yaml())
-        _write(self.folder / "plan.json", json.dumps(made.as_dict(), indent=1))
+        write_file(self.folder / "recipe.yaml", self.recipe.to_yaml())
+        write_file(self.folder / "plan.json", json.dumps(made.as_dict(), indent=1))
         self.watch({"kind": "plan", "plan": made})
         made.must_work()
         for step in self.recipe.steps.values():
@@ -103,6 +107,7 @@ class _Running:
             self.watch({"kind": "kept", "step": step.name, "record": kept})
             if not any(r.hash == digest and r.status == "done" for r in self.ledger.records(step.name)):
                 self.ledger.add(kept)  # killed between the last two writes
+            _forget(self.folder / "work", step.name)
         else:
             kept = self._do(step, digest)
         self.inputs.finished(step.name, kept)
@@ -113,38 +118,47 @@ class _Running:
 
         self.watch({"kind": "step", "step": step.name, "use": step.use, "shape": step.shape})
         started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
-        status, notes, outcome = "failed", (), None
+        made: list[Record] = []
+
+        def record(status: str, notes: tuple[str, ...], **rest: Any) -> Record:
+            return self._record(step, digest, status, started, time.perf_counter() - clock, notes, **rest)
+
+        def seal(folder: Path, outcome: Any) -> None:
+            output = self.inputs.content(folder, outcome.artefacts)
+            made.append(record("done", (*self.inputs.notes(step), *outcome.notes), outcome=outcome, output=output))
+            (folder / "record.json").write_text(made[0].to_json(), encoding="utf-8")
+
         try:
-            outcome = runner.execute(self.inputs.job(step, digest), self.inputs.context(step))
-            status, notes = "done", (*self.inputs.notes(step), *outcome.notes)
-        except KeyboardInterrupt:
-            status = "interrupted"
-            raise
+            runner.execute(self.inputs.job(step, digest), self.inputs.context(step), seal)
         except LuthierError as fault:
-            notes = (str(fault),)
+            self._broke(record("failed", (str(fault),)))
             raise fault.at(f"{step.where} (step {step.name})") from None
-        except Exception as fault:
-            notes = (f"{type(fault).__name__}: {fault}",)
+        except KeyboardInterrupt:
+            self._broke(record("interrupted", ()))
             raise
-        finally:
-            record = self._record(step, digest, status, started, time.perf_counter() - clock, notes, outcome)
-            if status == "done":
-                _write(self.folder / "steps" / step.name / "record.json", record.to_json())
-                _forget(self.folder / "work", step.name)
+        except Exception as fault:
+            self._broke(record("failed", (f"{type(fault).__name__}: {fault}",)))
+            raise
+        self.ledger.add(made[0])
+        _forget(self.folder / "work", step.name)
+        self.watch({"kind": "done", "step": step.name, "record": made[0]})
+        return made[0]
+
+    def _broke(self, record: Record) -> None:
+        """A ledger that cannot be written must not hide the fault itself."""
+        with suppress(LuthierError):
             self.ledger.add(record)
-        self.watch({"kind": "done", "step": step.name, "record": record})
-        return record
 
     def _record(
         self, step: Step, digest: str, status: str, started: datetime.datetime, seconds: float,
-        notes: tuple[str, ...], outcome: Any,
+        notes: tuple[str, ...], outcome: Any = None, output: str | None = None,
     ) -> Record:  # fmt: skip
         base = Path("steps") / step.name
         return Record(
             run=self.folder.name, step=step.name, base=step.base, hash=digest, status=status, use=step.use,
             shape=step.shape, seed=step.seed, vary=dict(step.vary), config=step.config(),
             inputs=self.inputs.named(step), sources=sources(step),
-            output=self.inputs.content(base, outcome.artefacts) if outcome else None,
+            output=output,
             metrics={**outcome.metrics, "flops": self.flops[step.name]} if outcome else {},
             artefacts={k: str(base / v) if v else str(base) for k, v in outcome.artefacts.items()} if outcome else {},
             machine=ledger.machine(str(self.inputs.device)), versions=ledger.versions(),
@@ -157,9 +171,3 @@ def _forget(work: Path, step: str) -> None:
     for left in work.glob(f"{step}-*"):
         if len(left.name) == len(step) + 17:
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import html
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from luthier.checkpoint.atomic import write_file
 from luthier.errors import LuthierError
 from luthier.flows import Certificate, Table
 from luthier.ledger import Ledger, Record
@@ -179,11 +179,7 @@ def build(folder: Path) -> Path:
         plan=_json(folder / "plan.json"), minutes=sum(r.seconds for r in s.records) / 60,
         peak=max((r.metrics.get("peak_rss", 0) for r in s.records), default=0) / 2**30, escape=html.escape,
     )  # fmt: skip
-    out = folder / "report.html"
-    part = out.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, out)
-    return out
+    return write_file(folder / "report.html", text)
 
 
 def _json(path: Path) -> Any:
@@ -219,7 +215,7 @@ def _changes(folder: Path, records: Sequence[Record]) -> dict[str, dict[str, dic
             step = next((r for r in records if r.base == name and "model" in r.artefacts), None)
             old = Checkpoint.open(folder / step.artefacts["model"]) if step else resolve(name)
             rows = by_layer(changes(old, Checkpoint.open(here)))
-            kept.write_text(json.dumps({"hash": record.hash, "layers": rows}))
+            write_file(kept, json.dumps({"hash": record.hash, "layers": rows}))
         raw = json.loads(kept.read_text())["layers"]
         found[record.step] = {role: {int(k): v for k, v in layers.items()} for role, layers in raw.items()}
     return {k: v for k, v in found.items() if v}

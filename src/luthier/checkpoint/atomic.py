@@ -1,4 +1,4 @@
-"""Writing that is all or nothing: a folder appears whole, or the old one stays.
+"""Writing that is all or nothing: a folder or file appears whole, or the old one stays.
 
 `write_folder` gives a temporary sibling; when its block ends well everything is synced to disk and the
 two folders are exchanged in one step of the file system. A process killed at any moment leaves the
@@ -16,7 +16,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from luthier.errors import LuthierError
@@ -24,11 +24,18 @@ from luthier.errors import LuthierError
 MARK = ".luthier"
 
 
-def disk_fault(error: OSError, where: Path) -> LuthierError:
-    """An operating system error as one line."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    what = "the disk is full" if full else f"cannot be written ({error.strerror})"
-    return LuthierError(what, where=str(where), do="nothing was changed" + "; free some space" * full)
+def is_full(error: Exception) -> bool:
+    """Whether an error says that the disk is full: one of the system, or of a library that passes on its words."""
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return full or any(words in str(error) for words in ("No space left on device", "Disk quota exceeded"))
+
+
+def disk_fault(error: Exception, where: Path) -> LuthierError:
+    """An error of writing as one line."""
+    if is_full(error):
+        return LuthierError("the disk is full", where=str(where), do="nothing was changed; free some space, try again")
+    why = getattr(error, "strerror", None) or error
+    return LuthierError(f"cannot be written ({why})", where=str(where), do="nothing was changed")
 
 
 @contextmanager
@@ -40,12 +47,12 @@ def write_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
     """
     out = Path(os.path.abspath(out))
     out = out.resolve() if out.is_symlink() else out
-    if out.exists() and not _ours(out):
-        raise LuthierError("exists and was not written by Luthier", where=str(out), do="choose another folder")
-    temp = out.parent / f".{out.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
+    temp = _beside(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(out)
+        sweep(out.parent, out.name)
+        if out.exists() and not _ours(out):
+            raise LuthierError("exists and was not written by Luthier", where=str(out), do="choose another folder")
         temp.mkdir()
     except OSError as error:
         raise disk_fault(error, out) from None
@@ -56,24 +63,61 @@ def write_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
         (temp / MARK).write_text("This folder was written by Luthier, which may replace it.\n")
         _sync(temp)
         _put(temp, out)
-    except OSError as error:
-        raise disk_fault(error, out) from None
+    except LuthierError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) or is_full(error):
+            raise disk_fault(error, out) from None
+        raise
     finally:
         os.close(held)
         shutil.rmtree(temp, ignore_errors=True)
 
 
+def write_file(path: Path, text: str) -> Path:
+    """Put a text in a file's place in one step; LuthierError, and the old file, where the disk refuses."""
+    temp = _beside(path)
+    try:
+        sweep(path.parent, path.name)
+        temp.write_text(text, encoding="utf-8")
+        os.replace(temp, path)
+    except OSError as error:
+        raise disk_fault(error, path) from None
+    finally:
+        with suppress(OSError):
+            temp.unlink(missing_ok=True)
+    return path
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder; killed on the way, it is gone from its place whole."""
+    if folder.is_dir():
+        temp = _beside(folder)
+        os.rename(folder, temp)
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left in `folder` of what they were writing, or of `name` alone."""
+    pattern = re.compile(r"\.(.+)\.(tmp|old)-(\d+)-[0-9a-f]{8}")
+    for left in folder.iterdir() if folder.is_dir() else ():
+        found = pattern.fullmatch(left.name)
+        if not found or name not in (None, found[1]) or _alive(int(found[3])) or not _free(left):
+            continue
+        if found[2] == "old" and not (folder / found[1]).exists():
+            os.rename(left, folder / found[1])  # killed between two renames: this is the result that stood
+        elif left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _beside(out: Path, kind: str = "tmp") -> Path:
+    return out.parent / f".{out.name}.{kind}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
 def _ours(out: Path) -> bool:
     return out.is_dir() and ((out / MARK).exists() or next(out.iterdir(), None) is None)
-
-
-def _sweep(out: Path) -> None:
-    """Remove what killed processes left beside `out`."""
-    pattern = re.compile(re.escape(f".{out.name}.tmp-") + r"(\d+)-[0-9a-f]{8}")
-    for left in out.parent.iterdir():
-        found = pattern.fullmatch(left.name)
-        if found and not _alive(int(found[1])) and _free(left):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _alive(pid: int) -> bool:
@@ -114,17 +158,28 @@ def _sync(folder: Path) -> None:
 def _put(temp: Path, out: Path) -> None:
     """Make `temp` be `out`; what was `out` is then in `temp`, for the caller to remove."""
     if not out.exists():
-        os.rename(temp, out)
-    elif not _exchange(temp, out):
-        old = temp.with_name(temp.name[:-8] + secrets.token_hex(4))
-        os.rename(out, old)
-        os.rename(temp, out)
-        shutil.rmtree(old, ignore_errors=True)
+        try:
+            os.rename(temp, out)
+        except OSError:
+            if not out.exists():
+                raise
+            _swap(temp, out)  # another process was first
+    else:
+        _swap(temp, out)
     fd = os.open(out.parent, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _swap(temp: Path, out: Path) -> None:
+    """Exchange the two, in one step where the system can."""
+    if not _exchange(temp, out):
+        old = _beside(out, "old")
+        os.rename(out, old)
+        os.rename(temp, out)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _exchange(a: Path, b: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -14,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.checkpoint.atomic import disk_fault, write_folder
+from luthier.checkpoint.atomic import write_folder
 from luthier.checkpoint.header import Entry, as_bytes, pack_header
 from luthier.checkpoint.reader import SIDECARS, Checkpoint, inside
 from luthier.errors import LuthierError
 
-__all__ = ["ShardWriter", "config_with_dtype", "copy_sidecars", "save_model", "write_folder"]
+__all__ = [
+    "ShardWriter", "check_saveable", "config_with_dtype", "copy_sidecars", "put_model", "save_model", "write_folder",
+]  # fmt: skip
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 
 
@@ -52,9 +53,9 @@ class ShardWriter:
                 self._allocate(folder / name, shard, {"format": "pt", **(metadata or {})})
             if len(shards) > 1:
                 self._index(names, shards)
-        except OSError as error:
+        except OSError:
             self.close()
-            raise disk_fault(error, folder) from None
+            raise
 
     def _allocate(self, path: Path, shard: list, metadata: dict[str, str]) -> None:
         raw, entries = pack_header(shard, metadata)
@@ -80,10 +81,7 @@ class ShardWriter:
         offset = start * entry.dtype.itemsize
         if start < 0 or offset + flat.numel() * entry.dtype.itemsize > entry.nbytes:
             raise ValueError(f"{name}: {flat.numel()} elements from {start} do not fit {list(entry.shape)}")
-        try:
-            _pwrite(fd, as_bytes(flat), entry.start + offset)
-        except OSError as error:
-            raise disk_fault(error, self.folder) from None
+        _pwrite(fd, as_bytes(flat), entry.start + offset)
 
     def close(self) -> None:
         while self._fds:
@@ -144,20 +142,20 @@ def save_model(folder: str | os.PathLike[str], model: Any, tokenizer: Any = None
     Writes config, generation config, tokenizer with chat template, and README.md from `card`.
     Raises LuthierError for live parametrizations and attached quantizers, which do not reload.
     """
-    _refuse_unsaveable(model, folder)
+    check_saveable(model, folder)
     with write_folder(folder) as temp:
-        try:
-            with _no_progress_bar():
-                model.save_pretrained(temp, max_shard_size="5GB")
-            if tokenizer is not None:
-                tokenizer.save_pretrained(temp)
-        except Exception as error:
-            if "No space left" in str(error):
-                raise disk_fault(OSError(errno.ENOSPC, "full"), Path(folder)) from None
-            raise
-        if card:
-            (temp / "README.md").write_text(card)
+        put_model(temp, model, tokenizer, card)
     return Path(folder)
+
+
+def put_model(folder: Path, model: Any, tokenizer: Any = None, card: str = "") -> None:
+    """What `save_model` writes, into a folder of `write_folder`; the model has passed `check_saveable`."""
+    with _no_progress_bar():
+        model.save_pretrained(folder, max_shard_size="5GB")
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    if card:
+        (folder / "README.md").write_text(card)
 
 
 @contextmanager
@@ -174,7 +172,8 @@ def _no_progress_bar() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _refuse_unsaveable(model: Any, folder: str | os.PathLike[str]) -> None:
+def check_saveable(model: Any, folder: str | os.PathLike[str]) -> None:
+    """LuthierError for what would not reload: live parametrizations and attached quantizers."""
     held = next((n for n, m in model.named_modules() if hasattr(m, "parametrizations")), None)
     if held is not None:
         raise LuthierError(f"{held}: a live parametrization would not reload", where=str(folder), do="bake it first")

@@ -2,7 +2,7 @@
 
 Knows nothing of recipes, hashes or the ledger: `luthier.recipe_run` decides what is to be done and
 records it, `luthier.engine.apply` uses the same functions from Python. The folder of a step appears
-whole; its record is written by the caller, last.
+whole, with the record that the caller puts into it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +19,7 @@ from typing import Any
 import torch
 
 from luthier.checkpoint.reader import Checkpoint
-from luthier.checkpoint.writer import save_model, write_folder
-from luthier.engine import saved
+from luthier.checkpoint.writer import check_saveable, put_model, write_folder
 from luthier.engine.spec import TrainSpec
 from luthier.engine.subject import Subject_, load
 from luthier.errors import LuthierError, unknown
@@ -70,26 +69,38 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
 
-def execute(job: Job, ctx: Context) -> Outcome:
-    """Do the step and write its folder, whole or not at all."""
+Fill = Callable[[Path], Outcome]
+"""Writes what a step gave into a folder."""
+
+
+def execute(job: Job, ctx: Context, seal: Callable[[Path, Outcome], None] = lambda folder, outcome: None) -> Outcome:
+    """Do the step and write its folder, whole or not at all. seal: adds what says that the step is done."""
     every = {Tune: _tune, Transform: _transform, Measure: _measure, Decode: _decode, Certify: _certify}
     for shape, work in every.items():
         if isinstance(job.method, shape):
-            return work(job, ctx)
+            fill = work(job, ctx)
+            with write_folder(job.out) as folder:
+                outcome = fill(folder)
+                seal(folder, outcome)
+            return outcome
     raise LuthierError(f"{job.method.id} is no step of its own", where=job.name)
 
 
-def _tune(job: Job, ctx: Context) -> Outcome:
+def _tune(job: Job, ctx: Context) -> Fill:
     result, tokenizer = trained(job, ctx)
-    save_model(job.out, result.model, tokenizer, job.card)
-    (job.out / "history.json").write_text(json.dumps(result.history, allow_nan=False))
-    artefacts = {"model": "", "history": "history.json"}
-    if getattr(result.delta, "kind", "dense") != "dense":  # a dense one is the model once more
-        result.delta.save(job.out / "delta")
-        artefacts["delta"] = "delta"
-    saved.clear(job.work)
-    last = result.history[-1] if result.history else {}
-    return Outcome({**result.stats, **{k: last[k] for k in ("loss",) if k in last}}, artefacts)
+    check_saveable(result.model, job.out)
+
+    def fill(folder: Path) -> Outcome:
+        put_model(folder, result.model, tokenizer, job.card)
+        (folder / "history.json").write_text(json.dumps(result.history, allow_nan=False))
+        artefacts = {"model": "", "history": "history.json"}
+        if getattr(result.delta, "kind", "dense") != "dense":  # a dense one is the model once more
+            result.delta.save(folder / "delta")
+            artefacts["delta"] = "delta"
+        last = result.history[-1] if result.history else {}
+        return Outcome({**result.stats, **{k: last[k] for k in ("loss",) if k in last}}, artefacts)
+
+    return fill
 
 
 def trained(job: Job, ctx: Context) -> tuple[Any, Any]:
@@ -134,23 +145,29 @@ def _made(source: NewModel, ctx: Context) -> tuple[Any, Any]:
     return build_model(config, seed=ctx.key("weights")), tokenizer
 
 
-def _transform(job: Job, ctx: Context) -> Outcome:
-    from luthier.engine.stream import run_transform
+def _transform(job: Job, ctx: Context) -> Fill:
+    from luthier.engine.stream import put_transform
 
-    method: Any = job.method
-    run_transform(
-        method, job.roles.get("base"), job.roles["experts"], job.out, ctx,
-        memory=job.memory, threads=job.threads, dtype=job.dtype, card=job.card,
-    )  # fmt: skip
-    written = Checkpoint.open(job.out)
-    return Outcome({"parameters": written.n_params, "bytes": written.nbytes}, {"model": ""})
+    def fill(folder: Path) -> Outcome:
+        method: Any = job.method
+        put_transform(
+            folder, method, job.roles.get("base"), job.roles["experts"], ctx,
+            memory=job.memory, threads=job.threads, dtype=job.dtype, card=job.card,
+        )  # fmt: skip
+        written = Checkpoint.open(folder)
+        return Outcome({"parameters": written.n_params, "bytes": written.nbytes}, {"model": ""})
+
+    return fill
 
 
-def _measure(job: Job, ctx: Context) -> Outcome:
+def _measure(job: Job, ctx: Context) -> Fill:
     table = measured(job, ctx)
-    with write_folder(job.out) as folder:
+
+    def fill(folder: Path) -> Outcome:
         (folder / "table.json").write_text(table.to_json())
-    return Outcome({"rows": len(table.rows)}, {"table": "table.json"})
+        return Outcome({"rows": len(table.rows)}, {"table": "table.json"})
+
+    return fill
 
 
 def measured(job: Job, ctx: Context) -> Table:
@@ -166,15 +183,18 @@ def subjects(job: Job, ctx: Context) -> list[Any]:
     return [Subject_(name, source, device=ctx.device, dtype=job.dtype) for name, source in pairs]
 
 
-def _decode(job: Job, ctx: Context) -> Outcome:
-    prompts = list(job.roles["prompts"])
-    trace = decoded(job, ctx)
-    with write_folder(job.out) as folder, (folder / "trace.jsonl").open("w", encoding="utf-8") as file:
-        for i, (prompt, text, tokens) in enumerate(zip(prompts, trace.texts, trace.tokens, strict=True)):
-            stopped = trace.stopped[i] if trace.stopped else None
-            file.write(json.dumps({"prompt": prompt, "text": text, "tokens": tokens, "stopped": stopped}) + "\n")
-    cost = {"forwards": trace.forwards, "cache_bytes": trace.cache_bytes, "tokens": sum(map(len, trace.tokens))}
-    return Outcome(cost, {"trace": "trace.jsonl"})
+def _decode(job: Job, ctx: Context) -> Fill:
+    prompts, trace = list(job.roles["prompts"]), decoded(job, ctx)
+    stopped = trace.stopped or [None] * len(prompts)
+
+    def fill(folder: Path) -> Outcome:
+        with (folder / "trace.jsonl").open("w", encoding="utf-8") as file:
+            for row in zip(prompts, trace.texts, trace.tokens, stopped, strict=True):
+                file.write(json.dumps(dict(zip(("prompt", "text", "tokens", "stopped"), row, strict=True))) + "\n")
+        cost = {"forwards": trace.forwards, "cache_bytes": trace.cache_bytes, "tokens": sum(map(len, trace.tokens))}
+        return Outcome(cost, {"trace": "trace.jsonl"})
+
+    return fill
 
 
 def decoded(job: Job, ctx: Context) -> Trace:
@@ -188,12 +208,15 @@ def decoded(job: Job, ctx: Context) -> Trace:
         return decoding.trace()
 
 
-def _certify(job: Job, ctx: Context) -> Outcome:
+def _certify(job: Job, ctx: Context) -> Fill:
     method: Any = job.method
     made: Certificate = method.certify(job.roles["problem"], ctx)
-    with write_folder(job.out) as folder:
+
+    def fill(folder: Path) -> Outcome:
         (folder / "certificate.json").write_text(made.to_json())
-    return Outcome({**made.numbers, "squares": len(made.squares)}, {"certificate": "certificate.json"})
+        return Outcome({**made.numbers, "squares": len(made.squares)}, {"certificate": "certificate.json"})
+
+    return fill
 
 
 def device_of(word: str) -> torch.device:

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from luthier.checkpoint.atomic import is_full
 from luthier.errors import LuthierError
 
 TENSORS, TREE, MANIFEST = "state.safetensors", "state.json", "manifest.json"
@@ -33,8 +34,9 @@ TENSORS, TREE, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 def save(folder: Path, step: int, tree: Any, keep: int) -> Path:
     """Write `tree` (dicts, lists, tuples, tensors, numbers, words) as the save of this step.
 
-    Keeps the newest `keep` saves. LuthierError when the disk is full or refuses, or when the tree
-    holds something else; the earlier saves are then as they were.
+    Keeps the newest `keep` saves up to this one; a later one is one that did not verify, and goes too.
+    LuthierError when the disk is full or refuses, or when the tree holds something else; the earlier
+    saves are then as they were.
     """
     place = folder / f"step-{step:08d}"
     part = folder / f".{place.name}.part"
@@ -46,12 +48,14 @@ def save(folder: Path, step: int, tree: Any, keep: int) -> Path:
         os.rename(part, place)
         _sync(folder)
     except (OSError, SafetensorError) as fault:
+        why, do = ("the disk is full", "free some space, try again") if is_full(fault) else (fault, "see to the disk")
         raise LuthierError(
-            f"step {step} could not be saved ({fault})", where=str(folder), do="make room; earlier saves are intact"
+            f"step {step} could not be saved ({why})", where=str(folder), do=f"{do}; earlier saves are intact"
         ) from fault
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    for old in _places(folder)[keep:]:
+    good = [at for at in _places(folder) if at.name <= place.name][:keep]
+    for old in set(_places(folder)) - set(good):
         shutil.rmtree(old)
     return place
 

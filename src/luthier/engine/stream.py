@@ -24,7 +24,7 @@ from luthier.flows import Group, Piece
 from luthier.kit.context import Context
 from luthier.shapes import Transform
 
-__all__ = ["Plan", "plan_transform", "run_transform", "transform_tensors"]
+__all__ = ["Plan", "plan_transform", "put_transform", "run_transform", "transform_tensors"]
 
 NS = 6.0
 """Rough time of one entry of one model on one core, all passes together: for the plan only."""
@@ -64,12 +64,22 @@ def run_transform(
     output; the base's by default.  card: the text of README.md.
     Raises LuthierError, naming file and tensor, for shapes that differ and values that are not finite.
     """
+    with write_folder(out) as folder:
+        put_transform(folder, method, base, experts, ctx, memory=memory, threads=threads, dtype=dtype, card=card)
+    return Path(out)
+
+
+def put_transform(
+    folder: Path, method: Transform, base: Any, experts: Sequence[Any], ctx: Context, *, memory: int = 1 << 30,
+    threads: int | None = None, dtype: torch.dtype | None = None, card: str = "",
+) -> None:  # fmt: skip
+    """What `run_transform` writes, into a folder of `write_folder`."""
     inputs = _prepare(method, base, experts, ctx.device, memory, threads)
     reference = _reference(base, experts)
     written = _written(reference, inputs, dtype)
     home = next(s for s in _sources(base, experts) if isinstance(s, Checkpoint))
     config = config_with_dtype(inputs.config, dtype) if dtype else dict(inputs.config)
-    with _one_thread_each(), write_folder(out) as folder, ShardWriter(folder, written) as writer:
+    with _one_thread_each(), ShardWriter(folder, written) as writer:
         copy_sidecars(home, folder, config)
         if card:
             (folder / "README.md").write_text(card, encoding="utf-8")
@@ -84,7 +94,6 @@ def run_transform(
         for info in written:
             if info.name not in inputs.tensors:
                 _copy(reference, info, writer)
-    return Path(out)
 
 
 def transform_tensors(

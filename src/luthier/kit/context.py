@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -58,6 +59,7 @@ class Context:
     ) -> dict[str, torch.Tensor]:
         if self.cache is None:
             return make()
+        from safetensors import SafetensorError
         from safetensors.torch import load_file, save_file
 
         digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
@@ -65,10 +67,13 @@ class Context:
         if path.exists():
             return load_file(path)
         made = make()
-        self.cache.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".part{os.getpid()}")
-        save_file({k: v.contiguous() for k, v in made.items()}, part)
-        part.rename(path)
+        part = path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
+        try:
+            self.cache.mkdir(parents=True, exist_ok=True)
+            save_file({k: v.contiguous() for k, v in made.items()}, part)
+            part.rename(path)
+        except (OSError, SafetensorError):  # a full or read-only disk only costs the next step its time
+            part.unlink(missing_ok=True)
         return made
 
     def with_(self, **changes: Any) -> Context:
