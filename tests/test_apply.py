@@ -31,6 +31,44 @@ def test_a_merge_is_lazy_and_saves(home, tmp_path):
     assert "merge.linear" in (out / "README.md").read_text()
 
 
+def test_experts_may_be_a_tuple_of_names(home, tmp_path):
+    given = [home / "one", home / "two"]
+    one, two = (Linear().apply(experts=kind(given)).save(tmp_path / kind.__name__) for kind in (list, tuple))
+    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+
+
+def test_the_card_of_a_tune_is_a_recipe_that_reads(home, tmp_path):
+    """With data, seed, objective and optimizer: enough to do it again."""
+    import re
+
+    from luthier import recipe, recipe_text
+
+    (tmp_path / "book.txt").write_text("the fox jumps\n" * 40)
+    data = {
+        "source": f"text:{tmp_path}/book.txt",
+        "set": {"chars": 60},
+        "split": {"by": "window", "train": 4, "test": 1},
+    }
+    adamw = {"use": "optim.adamw", "set": {"weight_decay": 0.5}}
+    (tmp_path / "book.txt").write_text("".join(f"the fox jumps over {i} dogs\n" for i in range(60)))
+    tuned = luthier.load("tune.random").apply(
+        model=str(home / "base"), data=data, optim=adamw, seed=7, train={"steps": 1, "batch": 2, "max_length": 32}
+    )
+    card = (tuned.save(tmp_path / "out") / "README.md").read_text()
+    found = re.search("```yaml\n(.*?)```", card, re.S)
+    assert found
+    made = recipe.parse(recipe_text.parse(found[1]), "card")
+    step = made.steps["model"]
+    assert (made.seed, step.optim.weight_decay, step.objective.id) == (7, 0.5, "objective.next_token")
+    assert dict(made.data["data0"]) == data and step.train.steps == 1
+
+
+def test_the_cards_of_what_came_from_the_bundled_model_say_so():
+    from luthier.engine.apply import _notes
+
+    assert "Q4_1" in _notes("smollm2", "smollm2", "other")[0] and not _notes("other", ("model", "tokenizer"))
+
+
 def test_load_by_id_is_the_same_method(home):
     assert luthier.load("merge.linear", weights=[1.0, 3.0]) == Linear(weights=(1.0, 3.0))
 

@@ -26,6 +26,10 @@ def home(tmp_path_factory):
         f"  a: {{use: tune.full, model: {base}, data: book, train: {{steps: 2, batch: 2, max_length: 32}}}}\n"
         f"  t: {{use: eval.compare, models: [{base}, a], data: book, set: {{resamples: 100}}}}\n"
     )
+    (folder / "tune.yaml").write_text(
+        f"luthier: 1\ndata: {{book: {{source: 'text:{folder}/book.txt'}}}}\n"
+        f"steps:\n  a: {{use: tune.full, model: {base}, data: book, train: {{steps: 2}}}}\n"
+    )
     (folder / "merge.yaml").write_text(
         f"luthier: 1\nsteps:\n  m: {{use: merge.linear, experts: [{base}, {folder}/one]}}\n"
     )
@@ -96,13 +100,48 @@ def test_every_method_can_be_shown(capsys):
         assert code == 0 and id_ in out
 
 
+@pytest.mark.parametrize("id_", catalogue.cards())
+def test_what_is_shown_of_a_method_works(capsys, monkeypatch, id_):
+    """The recipe is one, once its dots are filled; the line of Python runs; both are the method as it comes."""
+    from luthier import recipe, recipe_text
+
+    lines = said(capsys, "show", id_)[1].splitlines()
+    shown = next(line for line in lines if line.startswith("Recipe ")).removeprefix("Recipe").strip()
+    roles = {"model: ...": "model: smollm2", "base: ...": "base: smollm2", "problem: ...": "problem: x^2",
+             "models: [...]": "models: [smollm2]", "experts: [...]": "experts: [smollm2]", "data: [...]": "data: [d]",
+             "prompts: [...]": "prompts: [hello]"}  # fmt: skip
+    for dots, name in roles.items():
+        shown = shown.replace(dots, name)
+    text = f"luthier: 1\ndata: {{d: {{source: 'text:stdlib'}}}}\nsteps:\n  {shown}\n"
+    step = recipe.parse(recipe_text.parse(text), "shown").steps["NAME"]
+    new = step.roles.get("model")
+    parts = [slot["use"] for slot in new["new"]["slots"].values()] if hasattr(new, "keys") else []
+    assert id_ in parts or catalogue.load(id_) in step.methods()
+    python = next(line for line in lines if line.startswith("Python ")).removeprefix("Python").strip()
+    imported, made = python.split("; ")
+    names: dict = {}
+    exec(imported, names)
+    assert eval(made, names) == catalogue.load(id_)
+
+
+def test_a_verdict_is_shown_from_anywhere(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "verdicts.json").write_text('["of something else"]')
+    assert "Verdict    fails: " in said(capsys, "show", "merge.ties")[1]
+    monkeypatch.setattr("luthier.cli_show.__file__", str(tmp_path / "a" / "b" / "c.py"))
+    assert "Verdict" not in said(capsys, "show", "merge.ties")[1]
+
+
 WRONG = [
     (["lst"], "unknown command 'lst'; did you mean 'list'?"),
     (["--verison"], "did you mean '--version'?"),
     (["list", "--jsn"], "did you mean '--json'?"),
     (["list", "--stage", "tun"], "did you mean 'tune'?"),
     (["list", "--shape", "Tunes"], "did you mean 'Tune'?"),
-    (["list", "zebra"], "no method matches 'zebra'"),
+    (["list", "zebra"], "no method matches 'zebra'; luthier list shows all"),
+    (["list", "decoed"], "did you mean 'decode'?"),
+    (["list", "--stage", "merge", "--shape", "Tune"], "no method matches --stage merge --shape Tune"),
     (["show"], "required: id"),
     (["show", "ties"], "did you mean 'merge.ties'?"),
     (["show", "merge.ties", "extra"], "unexpected 'extra'"),
@@ -114,8 +153,11 @@ WRONG = [
     (["run", "r.yaml", "--set"], "expected one argument"),
     (["report", "nothing"], "unknown run 'nothing'"),
     (["merge", "merge.yaml"], "required: out"),
-    (["merge", "merg.yaml", "out"], "unknown recipe 'merg.yaml'"),
-    (["merge", "r.yaml", "out"], "luthier run r.yaml"),
+    (["merge", "merg.yaml", "out"], "unknown recipe 'merg.yaml'; did you mean 'merge.yaml'?"),
+    (["merge", "r.yaml", "out"], "r.yaml: holds 2 steps, and merge does one; run it whole: luthier run r.yaml"),
+    (["merge", "tune.yaml", "out"], "tune.yaml: holds no merge; run it whole: luthier run tune.yaml"),
+    (["run", "base"], "base: is a folder without a recipe.yaml"),
+    (["run", "book.txt"], "book.txt:1: the recipe must be a map, got 'the 0 quick brown foxes jump over 0"),
     (["merge", "merge.yaml", "out", "--set", "m.weigts=[1, 2]"], "did you mean 'weights'?"),
     (["eval", "base"], "required: --data"),
     (["eval", "bse", "--data", "book.txt"], "did you mean 'base'?"),
@@ -145,7 +187,7 @@ def test_wrong_command_lines_get_one_line_and_code_2(home, monkeypatch, capsys, 
     monkeypatch.chdir(home)
     code, out, err = said(capsys, *words)
     assert code == 2
-    assert err.startswith("luthier: ") and err.count("\n") == 1
+    assert err.startswith("luthier: ") and err.count("\n") == 1 and len(err) < 900
     assert says in err
     assert out == "" and "Traceback" not in err
     assert not (home / "out").exists()

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -52,16 +53,15 @@ class Card:
 
     @property
     def paper(self) -> str | None:
-        """The text after "Paper:" in the head of the file, up to the end of that sentence."""
-        for line in self.doc.splitlines():
-            if line.strip().startswith("Paper:"):
-                return line.strip().removeprefix("Paper:").strip().split(".  ")[0].rstrip(".")
-        return None
+        """The text after "Paper:" in the head of the file, up to the end of that sentence or paragraph."""
+        after = re.search(r"^ *Paper: *(.*?)(?:\.(?=  |$)|$(?=\n\s*\n)|\Z)", self.doc, re.M | re.S)
+        return " ".join(after[1].split()) if after else None
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "id": self.id, "shape": self.shape, "stage": self.stage, "summary": self.summary, "paper": self.paper,
-            "class": f"{self.module}.{self.cls}", "roles": list(self.roles or ()), "reduces_to": self.reduces_to,
+            "class": f"{self.module}.{self.cls}", "roles": list(self.roles or ()), "slots": list(self.slots),
+            "reduces_to": self.reduces_to,
             "departures": list(self.departures),
             "fields": [{"name": f.name, "type": f.kind, "default": f.default, "doc": f.doc} for f in self.fields],
         }  # fmt: skip

@@ -25,10 +25,9 @@ def do_merge(args: argparse.Namespace) -> None:
 
     recipe = merge_recipe(args.config, args.set)
     merges = [s for s in recipe.steps.values() if s.shape == "Transform"]
-    others = [s for s in recipe.steps.values() if s.shape != "Transform"]
-    if len(merges) != 1 or others:
-        do = f"run it whole: luthier run {args.config}"
-        raise LuthierError(f"holds {len(recipe.steps)} steps, and merge does one", where=recipe.marked.name, do=do)
+    if len(merges) != 1 or len(recipe.steps) != 1:
+        what = f"holds {len(recipe.steps)} steps, and merge does one" if len(recipe.steps) > 1 else "holds no merge"
+        raise LuthierError(what, where=recipe.marked.name, do=f"run it whole: luthier run {args.config}")
     step = merges[0]
     with bar(step.use) as watch:
         inputs = Inputs(recipe, None, watch)
@@ -125,7 +124,8 @@ def _looked(recipe: Any, names: Mapping[str, str], items: int) -> Any:
         for name, source in names.items():
             inputs.data[name] = _Some(source, inputs.data[name], items)
         step = recipe.steps["table"]
-        return runner.measured(inputs.job(step, ""), inputs.context(step))
+        table = runner.measured(inputs.job(step, ""), inputs.context(step))
+        return replace(table, notes=(*table.notes, *inputs.notes(step)))
 
 
 class _Some:
@@ -155,10 +155,6 @@ def _show(table: Any) -> None:
     screen.print(grid)
     for note in table.notes:
         screen.print(note, markup=False, soft_wrap=True)
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _decoding(parser: argparse.ArgumentParser) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
+import re
 import shutil
 import textwrap
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,8 @@ def options_list(parser: argparse.ArgumentParser) -> None:
 
 def do_list(args: argparse.Namespace) -> None:
     found = [c for c in cards().values() if _fits(c, args)]
-    if not found and args.words:
-        near = nearest(" ".join(args.words), cards())
-        raise LuthierError(f"no method matches {' '.join(args.words)!r}", do=f"did you mean {near}?" if near else None)
+    if not found:
+        raise _nothing(args)
     if args.json:
         print(json.dumps([c.as_dict() for c in found], indent=1))
         return
@@ -48,6 +48,17 @@ def _fits(card: Card, args: argparse.Namespace) -> bool:
         (not args.stage or card.stage == args.stage)
         and (not shape or card.shape == shape)
         and all(word.lower() in text for word in args.words)
+    )
+
+
+def _nothing(args: argparse.Namespace) -> LuthierError:
+    """What was asked for, and the word that comes nearest."""
+    asked = [f"{' '.join(args.words)!r}"] if args.words else []
+    asked += [f"--{name} {value}" for name in ("stage", "shape") if (value := getattr(args, name))]
+    known = {*cards(), *(part for id_ in cards() for part in id_.split("."))}
+    near = next((n for word in args.words if (n := nearest(word.lower(), known)) and n != word.lower()), None)
+    return LuthierError(
+        f"no method matches {' '.join(asked)}", do=f"did you mean {near!r}?" if near else "luthier list shows all"
     )
 
 
@@ -74,6 +85,7 @@ def _page(card: Card) -> list[str]:
         lines += [f"      {line}" for line in textwrap.wrap(f.doc, _width() - 6)]
     roles = card.roles if card.roles is not None else getattr(shapes, card.shape).roles
     lines += ["", f"Takes      {', '.join(_role(r) for r in roles)}"] if roles else []
+    lines += [f"Fills      {', '.join(card.slots)}"] if card.slots else []
     lines += [f"Reduces to {card.reduces_to}"] if card.reduces_to else []
     lines += [f"Verdict    {verdict}" for verdict in _verdict(card.id)]
     if card.departures:
@@ -84,27 +96,44 @@ def _page(card: Card) -> list[str]:
 
 
 def _examples(card: Card, roles: tuple[str, ...]) -> list[str]:
-    module, fields = f"from {card.module} import {card.cls}", {f.name: f.default for f in card.fields}
-    first = next((f"{name}={default}" for name, default in fields.items() if default not in (None, "None")), "")
-    if card.shape not in ("Tune", "Transform", "Measure", "Certify", "Decode"):
-        return [f"Python     {module}; {card.cls}({first})"]
-    keys = ", ".join(f"{r.rstrip('*?')}: {'[...]' if '*' in r else '...'}" for r in roles if "?" not in r)
-    extra = ", train: {steps: 100}" if card.shape == "Tune" else ""
-    inner = f", set: {{{first.replace('=', ': ')}}}" if first else ""
-    return [f"Recipe     NAME: {{use: {card.id}, {keys}{inner}{extra}}}", f"Python     {module}; {card.cls}({first})"]
+    """How the method is written down: in a recipe, with one of its fields set, and in Python."""
+    first = next((f for f in card.fields if f.default not in (None, "None")), None)
+    made = f"from {card.module} import {card.cls}; {card.cls}({f'{first.name}={first.default}' if first else ''})"
+    inner = f", set: {{{first.name}: {_yaml(ast.literal_eval(first.default))}}}" if first and first.default else ""
+    use = f"use: {card.id}{inner}"
+    data = "use: tune.full, model: ..., data: [...], train: {steps: 100}"
+    if card.shape == "Part":
+        slots = f"slots: {{{card.slots[0] if card.slots else 'SLOT'}: {{{use}}}}}"
+        step = f"{data.replace('model: ...', f'model: {{new: {{{slots}}}, tokenizer: smollm2}}')}"
+    elif card.shape in ("Objective", "Optim"):
+        step = f"{data}, {card.shape.lower()}: {{{use}}}"
+    elif card.shape in ("Rule", "Study"):
+        return [f"Python     {made}"]
+    else:
+        keys = "".join(f", {r.rstrip('*?')}: {'[...]' if '*' in r else '...'}" for r in roles if "?" not in r)
+        step = f"use: {card.id}{keys}{inner}{', train: {steps: 100}' if card.shape == 'Tune' else ''}"
+    return [f"Recipe     NAME: {{{step}}}", f"Python     {made}"]
+
+
+def _yaml(value: Any) -> str:
+    """A field's default as YAML would have it; only plain literals stand in a card."""
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_yaml, value))}]"
+    plain = (
+        isinstance(value, str) and re.fullmatch(r"[a-z][a-z0-9_.]*", value) and value not in ("true", "false", "null")
+    )
+    return value if plain else json.dumps(value)
 
 
 def _verdict(id_: str) -> list[str]:
-    """The measured verdict on the method's claim, if the table of verdicts is at hand."""
-    for path in (Path(__file__).parent / "claims" / "verdicts.json", Path("docs/verdicts.json")):
+    """The measured verdict on the method's claim, if the table of verdicts is at hand: with the package, or here."""
+    for folder in (Path(__file__).parent / "claims", Path(__file__).parents[2] / "docs", Path("docs")):
         try:
-            found: Any = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            found = json.loads((folder / "verdicts.json").read_text(encoding="utf-8"))
+            row = next(r for r in found["verdicts"] if r["id"] == id_)
+            return [f"{row['verdict']}: {row['sentence']}"]
+        except (OSError, ValueError, LookupError, TypeError, StopIteration):
             continue
-        rows = found.get("verdicts", found) if isinstance(found, Mapping) else found
-        row = rows.get(id_) if isinstance(rows, Mapping) else next((r for r in rows if r.get("id") == id_), None)
-        if row:
-            return [f"{row.get('verdict')}: {row.get('sentence', '')}"]
     return []
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-
 LONG = 400
 """Letters of a part of an error that are shown: a hostile file may name a tensor by a megabyte."""
 FUZZY = 5000
@@ -31,6 +30,12 @@ class LuthierError(Exception):
         return LuthierError(self.what, where=f"{where}: {self.where}" if self.where else where, do=self.do)
 
 
+def said(value: object, most: int = 80) -> str:
+    """A value as it was given, cut where it is long: an error is one line that can be read."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 4]} ..."
+
+
 def _short(text: str) -> str:
     """The text, or its two ends where it is long."""
     return text if len(text) <= LONG else f"{text[: LONG // 2]} ... {text[-LONG // 2 :]}"
@@ -52,4 +57,4 @@ def unknown(kind: str, word: str, known: Iterable[str], where: str | None = None
     near = nearest(str(word), known)
     listed = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
     do = f"did you mean {near!r}?" if near else f"known: {listed}" if known else None
-    return LuthierError(f"unknown {kind} {word!r}", where=where, do=do)
+    return LuthierError(f"unknown {kind} {said(word)}", where=where, do=do)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, Literal, TypeAlias
 
-from luthier.errors import LuthierError, unknown
+from luthier.errors import LuthierError, said, unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,10 +154,10 @@ def _coerce_union(value: Any, kinds: tuple) -> Any:
         except LuthierError as fault:
             faults.append(fault)
     raise next((f for f in faults if f.do or not f.what.startswith("expected")), None) or LuthierError(
-        " or ".join(dict.fromkeys(f.what.removesuffix(f", got {value!r}") for f in faults)).replace(
+        " or ".join(dict.fromkeys(f.what.removesuffix(f", got {said(value)}") for f in faults)).replace(
             " or expected", " or"
         )
-        + f", got {value!r}"
+        + f", got {said(value)}"
     )
 
 
@@ -171,7 +171,7 @@ def _coerce_tuple(value: Any, kinds: tuple) -> tuple:
 
 def _expect(value: Any, fits: bool, what: str) -> Any:
     if not fits:
-        raise LuthierError(f"expected {what}, got {value!r}")
+        raise LuthierError(f"expected {what}, got {said(value)}")
     return value
 
 

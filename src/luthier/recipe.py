@@ -97,7 +97,10 @@ def find(source: str | Path) -> Path:
             return candidate
     if str(source) in shipped():
         return shipped()[str(source)]
-    raise unknown("recipe", str(source), shipped())
+    if path.is_dir():
+        raise LuthierError("is a folder without a recipe.yaml", where=str(source), do="give the file, or a run folder")
+    beside = [str(p) for p in path.parent.glob("*.y*ml")] if path.suffix in (".yaml", ".yml") else []
+    raise unknown("recipe", str(source), [*shipped(), *beside])
 
 
 def parse(marked: Marked, name: str) -> Recipe:

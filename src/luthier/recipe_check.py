@@ -11,7 +11,7 @@ from typing import Any
 
 from luthier import catalogue, shapes
 from luthier.engine.spec import TrainSpec
-from luthier.errors import LuthierError, unknown
+from luthier.errors import LuthierError, said, unknown
 from luthier.recipe_text import Marked
 from luthier.shapes import Method
 
@@ -47,7 +47,7 @@ def a_map(marked: Marked, value: Any, path: tuple, what: str) -> Mapping[str, An
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise LuthierError(f"{what} must be a map, got {value!r}", where=marked.where(*path))
+        raise LuthierError(f"{what} must be a map, got {said(value)}", where=marked.where(*path))
     for key in value:
         if not isinstance(key, str):
             raise LuthierError(f"the key {key!r} of {what} must be a word", where=marked.where(*path, key))
@@ -133,7 +133,7 @@ def problem(marked: Marked, path: tuple, value: Any) -> None:
 
     try:
         if not isinstance(value, (str, int, float)):
-            raise LuthierError(f"expected a polynomial, got {value!r}", do="write text such as x^2 + 1")
+            raise LuthierError(f"expected a polynomial, got {said(value)}", do="write text such as x^2 + 1")
         polynomial(value)
     except LuthierError as fault:
         raise fault.at(marked.where(*path)) from None

@@ -20,7 +20,7 @@ class Toy(Transform):
     """share of the way from the base to the average"""
 
     reduces_to = Reduces({"pull": 1.0}, "mean", tolerance=1e-6)
-    departures = ("nobody publishes this, so there is nothing to contradict",)
+    departures = ("nobody 0.0.0: it is published nowhere (tests/test_testing.py::test_a_sound_toy_passes)",)
 
     def transform(self, tensors: Piece, ctx: Ctx) -> Tensor:
         total_N = torch.zeros_like(tensors.experts[0])

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luthier.checkpoint.bundled import NOTES
 from luthier.checkpoint.card import model_card
 from luthier.checkpoint.expert import open_expert
 from luthier.checkpoint.reader import Checkpoint
@@ -74,7 +75,14 @@ def _dtype(given: Mapping[str, Any]) -> Any:
 
 
 def _list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list) else [value]
+    """A list of what was given; a tuple is one live (model, tokenizer) pair unless it holds names."""
+    many = isinstance(value, tuple) and all(isinstance(v, (str, Path, Checkpoint)) for v in value)
+    return list(value) if many or isinstance(value, list) else [value]
+
+
+def _notes(*sources: Any) -> list[str]:
+    """What a reader of the result should know of the models behind it."""
+    return list(dict.fromkeys(NOTES[s] for s in sources if isinstance(s, str) and s in NOTES))
 
 
 def _data(given: Mapping[str, Any], ctx: Context) -> list[Any]:
@@ -89,7 +97,9 @@ def _data(given: Mapping[str, Any], ctx: Context) -> list[Any]:
 def _named(source: Any) -> str:
     if isinstance(source, (str, Path)):
         return str(source)
-    return source.path.name if isinstance(source, Checkpoint) else type(source[0]).__name__
+    if isinstance(source, Checkpoint):
+        return source.path.name
+    return type(source[0] if isinstance(source, tuple) else source).__name__
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,8 @@ class Merged:
         names = [str(_named(e)) for e in _list(self.given["experts"])]
         step: dict[str, Any] = {"base": _named(self.given["base"])} if base is not None else {}
         recipe = {"luthier": 1, "steps": {"model": self.method.to_dict() | step | {"experts": names}}}
-        text = model_card(to_yaml(recipe), [self.method.id], step.get("base"), [])
+        notes = _notes(self.given.get("base"), *_list(self.given["experts"]))
+        text = model_card(to_yaml(recipe), [self.method.id], step.get("base"), notes)
         options = {k: self.given[k] for k in ("memory", "threads") if k in self.given}
         ctx = _context(self.given, "apply")
         return run_transform(
@@ -163,9 +174,21 @@ def _tune(method: Tune, given: Mapping[str, Any]) -> TunedModel:
             objective=Objective.from_value(chosen["objective"]), optim=Optim.from_value(chosen["optim"]),
         )  # fmt: skip
         result, tokenizer = runner.trained(job, ctx)
-    step = method.to_dict() | {"model": _named(model), "train": spec.to_dict()}
-    text = model_card(to_yaml({"luthier": 1, "steps": {"model": step}}), [method.id], _named(model), [])
+    text = model_card(_recipe_of(method, job, given), [method.id], _named(model), _notes(model))
     return TunedModel(result.model, tokenizer, result.delta, result.history, result.stats, text)
+
+
+def _recipe_of(method: Tune, job: Any, given: Mapping[str, Any]) -> str:
+    """The training as a recipe, for the card; data that were given as objects stand by their names."""
+    data: dict[str, Any] = {}
+    for i, source in enumerate(_list(given["data"])):
+        plain = source if isinstance(source, (str, Mapping)) else getattr(source, "name", type(source).__name__)
+        data[f"data{i}"] = dict(plain) if isinstance(plain, Mapping) else {"source": plain}
+    step = method.to_dict() | {
+        "model": _named(given["model"]), "data": list(data), "train": job.train.to_dict(),
+        "objective": job.objective.to_dict(), "optim": job.optim.to_dict(),
+    }  # fmt: skip
+    return to_yaml({"luthier": 1, "seed": given.get("seed", 0), "data": data, "steps": {"model": step}})
 
 
 def _measure(method: Measure, given: Mapping[str, Any]) -> Any:

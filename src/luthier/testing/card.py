@@ -22,6 +22,8 @@ from luthier.testing.source import faults
 from luthier.testing.variants import variants
 
 ARXIV = re.compile(r"arXiv \d{4}\.\d{4,5}\b")
+UPSTREAM = re.compile(r"\b[0-9a-f]{7,40}\b|\b\d+\.\d+\.\d+\b")
+SHOWN = re.compile(r"\btests/[\w/]+\.py::test_\w+")
 
 
 def checks(entry: Card) -> list[Check]:
@@ -52,10 +54,12 @@ def fields(entry: Card) -> None:
 
 
 def departures(entry: Card) -> None:
-    """One line each, ending without a full stop or with one, never empty."""
+    """One line each, that names what it is about by commit or release, and the test that shows it."""
     must(tuple(find(entry.id).departures) == entry.departures, "departures are not plain literals")
     for line in entry.departures:
         must(line.strip() == line and "\n" not in line and len(line) > 20, f"not a line: {line!r}")
+        must(UPSTREAM.search(line), f"no upstream commit or release: {line!r}")
+        must(SHOWN.search(line), f"no test that shows it: {line!r}")
 
 
 def class_(entry: Card) -> None:
