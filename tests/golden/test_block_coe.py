@@ -101,6 +101,41 @@ def test_equals_the_twin_token_by_token(residual, fields):
     torch.testing.assert_close(y, want, rtol=1e-10, atol=1e-12)
 
 
+def test_a_gated_chain_starts_as_the_plain_layer():
+    """A fresh one is the decoder with `block.moe` of the same weights to the bit: the steps before the last add
+    nothing, in a layer built by itself either."""
+    sizes = {"vocab_size": 31, "hidden_size": D, "num_attention_heads": 1, "intermediate_size": 24,
+             "num_hidden_layers": 1}  # fmt: skip
+    gated, moe = ({"use": f"block.{name}", "set": {"renormalise": False, **more}} for name, more in (
+        ("coe", {"residual": "gated", "router": "tied", "iterations": 3, "width": INNER}), ("moe", {"width": INNER}),
+    ))  # fmt: skip
+    chain = build_model({**sizes, "slots": {"layer": gated}}, 3).eval()
+    weights = {n: p[0] if "mlp.gate" in n else p for n, p in chain.state_dict().items() if "step_scale" not in n}
+    model = build_model({**sizes, "slots": {"ffn": moe}}).eval()
+    model.load_state_dict(weights)
+    assert torch.equal(chain(ids()).logits, model(ids()).logits)
+    assert not Coe(**gated["set"]).build(Spec(LuthierConfig(**sizes), "layer", 0)).mlp.step_scale.any()
+
+
+def test_a_router_for_each_iteration_or_one():
+    """What the routers hold: a weight for each expert and channel, times the iterations where each has its own."""
+    for router, routers in (("per_iteration", 3), ("tied", 1), ("frozen", 1)):
+        assert built(router=router, iterations=3, top_k=1).mlp.gate.weight.numel() == routers * E * D
+
+
+@pytest.mark.parametrize(("residual", "norms"), [("prenorm", 3), ("inner_normed", 1), ("gated", 1)])
+def test_what_the_inner_parts_add_to_the_loss_counts(residual, norms):
+    """Losses of norms and mixer reach the layer's aux, as often as they run: a norm in each iteration, or once."""
+    module, x = built(residual=residual, iterations=3, top_k=1, balance_weight=0.0), states()
+    for name in ("input_layernorm", "self_attn", "post_attention_layernorm"):
+        hook = {f"loss/{name}": torch.tensor(1.0)}
+        getattr(module, name).register_forward_hook(lambda _, args, out, hook=hook: (out[0], {**out[1], **hook}))
+    aux = module(x, plain(x))[1]
+    assert {k: v.item() for k, v in aux.items() if k.startswith("loss/")} == {
+        "loss/input_layernorm": 1.0, "loss/self_attn": 1.0, "loss/post_attention_layernorm": norms,
+    }  # fmt: skip
+
+
 def test_two_iterations_written_out():
     """The published layer for one expert, by hand: z + f(z), twice, and nothing of h left but its norm."""
     module, x = built(experts=1, top_k=1, residual="inner_normed"), states()
@@ -180,6 +215,15 @@ def _state_before(module, h, t):
         weights["mlp.gate.weight"] = weights["mlp.gate.weight"][: short.mlp.gate.weight.shape[0]]
         short.load_state_dict(weights)
         return short._prenorm(h, plain(h), {})
+
+
+def test_defaults_are_those_of_the_authors():
+    """Two iterations, and a balance loss of a thousandth: with equal scores each iteration's is 1 before that."""
+    assert (Coe().iterations, Coe().residual, Coe().router) == (2, "inner_normed", "per_iteration")
+    module, x = built(), states()
+    with torch.no_grad():
+        module.mlp.gate.weight.zero_()
+    assert module(x, plain(x))[1]["loss/balance"].item() == pytest.approx(2 * 0.001)
 
 
 def test_padding_is_no_load():

@@ -146,6 +146,16 @@ def test_antithetic_times_fill_the_interval(rows):
     assert len(placed) > 1
 
 
+def test_the_probability_is_exact():
+    """Noise is k/2^24 for k from 0 on, so that a share p of it is below p: a place that drew p itself stays."""
+    model, given, ctx = host(), {k: v[:1] for k, v in batch().items()}, Context(seed=2)
+    asked = given["labels"][0] != -100
+    u = torch.rand(1 + int(asked.sum()), generator=ctx.rng("noise", given["input_ids"][0].tolist(), 0))[1:]
+    watched = Seen(model)
+    MaskedDiffusion(rate=u.sort().values[2].item()).loss(model, given, ctx)
+    assert int((watched.inputs[0]["input_ids"] == MASK).sum() - (given["input_ids"] == MASK).sum()) == 2
+
+
 def test_equal_rows_get_noise_of_their_own():
     model, given = host(), {k: v[1:2].repeat(6, 1) for k, v in batch().items()}
     watched = Seen(model)

@@ -145,6 +145,15 @@ def test_a_norm_by_hand():
     assert optimizer.state[leaf]["exp_avg"].tolist() == pytest.approx([0.6 * 1.0206207, 0.8 * 1.0206207])
 
 
+def test_small_gradients_grow_to_the_norm_of_their_history():
+    """The factor on a tensor's gradients does not matter: a norm of 0.05 becomes 1 as one of 50 does."""
+    for size in (1e-3, 1.0):
+        leaf = leaf_of([0.0, 0.0])
+        optimizer = optimizer_of(leaf, clip=None, norm=(0.5, 0.8), reset=None, betas=(0.0, 0.5))
+        run(leaf, optimizer, [torch.tensor([30.0, 40.0]) * size])
+        assert optimizer.state[leaf]["exp_avg"].tolist() == pytest.approx([0.6, 0.8], rel=1e-5)
+
+
 def steps_of(count, **fields):
     """How far each step goes, in learning rates, under a gradient that never changes."""
     leaf = leaf_of([0.0, 0.0], torch.float64)

@@ -1,8 +1,9 @@
 """The process in which planted faults are tried: reads a task from stdin, writes one JSON line a fault.
 
 Started by `testing.mutants` with a copy of the package in front of the import path. It loads what is
-heavy once and forks for each fault, so a trial costs the checks and little more. The file as it is has to
-pass before the first fault and after the last.
+heavy once and forks for each fault, so a trial costs the checks and little more; golden vectors and then
+checks run in the order of what they cost for each fault they noticed so far, and a trial ends with the
+first that notices. The file as it is has to pass before the first fault and after the last.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import json
 import os
 import resource
 import sys
+import time
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +37,13 @@ def main() -> None:
         return
     _load(sound["modules"])
     limit = int(ROOM * (_children_seconds() - before)) + SECONDS
-    text = target.read_text(encoding="utf-8")
+    text, times = target.read_text(encoding="utf-8"), Counter[str]()
     for i, mutant in enumerate(task["mutants"]):
         target.write_text(mutant["text"], encoding="utf-8")
-        _say({"i": i, "caught": _forked(task, limit)["noticed"]})
+        task["cost"] = {test: seconds / (1 + times[test]) for test, seconds in sound["seconds"].items()}
+        found = _forked(task, limit)
+        times[found.get("test", "")] += 1
+        _say({"i": i, "caught": found["noticed"]})
     target.write_text(text, encoding="utf-8")
     if noise := _forked(task, limit)["noticed"]:  # then what failed may have been anything
         _say({"fault": noise})
@@ -58,7 +64,8 @@ def _foreign() -> list[str]:
 
 
 def _forked(task: dict[str, Any], seconds: int | None) -> dict[str, Any]:
-    """What noticed the fault in the file as it stands now, "" if nothing did, and the modules it took."""
+    """What noticed the fault in the file as it stands now, "" if nothing did; without a limit on its seconds,
+    the modules it took and what each test cost, too."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -68,9 +75,10 @@ def _forked(task: dict[str, Any], seconds: int | None) -> dict[str, Any]:
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
-        result = {"noticed": noticed(task["id"], task["golden"])}
+        tests = Tests(task.get("cost", {}))
+        result = {"noticed": tests.noticed(task["id"], task["golden"]), "test": tests.failed}
         with os.fdopen(write, "w") as pipe:
-            json.dump(result if seconds else result | {"modules": _foreign()}, pipe)
+            json.dump(result if seconds else result | {"modules": _foreign(), "seconds": tests.seconds}, pipe)
         os._exit(0)
     os.close(write)
     with os.fdopen(read) as pipe:
@@ -79,34 +87,56 @@ def _forked(task: dict[str, Any], seconds: int | None) -> dict[str, Any]:
     return json.loads(said) if status == 0 else {"noticed": "crash or endless loop"}
 
 
-def noticed(id_: str, vectors: str) -> str:
-    """The first test that fails: golden vectors, then the contract, quick checks first."""
-    import torch
+class Tests:
+    """The tests of one method, in the order of their cost so far as it is known. Is a plugin of pytest, too.
 
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    try:
-        if vectors and _golden(vectors):
-            return "golden"
+    seconds: what each test that ran took.  failed: the first one that noticed something.
+    """
+
+    def __init__(self, cost: dict[str, float]):
+        self.cost, self.failed = cost, ""
+        self.seconds: dict[str, float] = {}
+
+    def noticed(self, id_: str, vectors: str) -> str:
+        """What fails first, golden vectors or a check by its name; "" if nothing does."""
+        import torch
+
+        torch.set_num_threads(1)
+        warnings.simplefilter("ignore")
+        try:
+            return "golden" if vectors and self._golden(vectors) else self._contract(id_)
+        except BaseException as fault:
+            return f"import ({type(fault).__name__})"
+
+    def _golden(self, vectors: str) -> bool:
+        """Whether the golden vectors fail."""
+        import pytest
+
+        quiet = ["-qx", "-pno:cacheprovider", "--no-header", "--tb=no", "--assert=plain"]
+        with contextlib.redirect_stdout(io.StringIO()):
+            return pytest.main([*quiet, vectors], plugins=[self]) != 0
+
+    def _contract(self, id_: str) -> str:
         from luthier import catalogue
         from luthier.testing import checks_for, run_check
 
-        for check in checks_for(catalogue.card(id_)):
+        for check in sorted(checks_for(catalogue.card(id_)), key=lambda c: self.cost.get(c.name, 0.0)):
+            began = time.perf_counter()
             try:
                 run_check(id_, check)
             except Exception:
+                self.failed = check.name
                 return check.name
-    except BaseException as fault:
-        return f"import ({type(fault).__name__})"
-    return ""
+            self.seconds[check.name] = time.perf_counter() - began
+        return ""
 
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items.sort(key=lambda item: self.cost.get(item.nodeid, 0.0))
 
-def _golden(vectors: str) -> bool:
-    """Whether the golden vectors fail."""
-    import pytest
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        return pytest.main(["-qx", "-pno:cacheprovider", "--no-header", "--tb=no", "--assert=plain", vectors]) != 0
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+        if report.failed:
+            self.failed = report.nodeid
 
 
 def _children_seconds() -> float:
