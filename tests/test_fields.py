@@ -420,6 +420,28 @@ def test_an_id_cannot_be_taken_twice(monkeypatch):
         catalogue.cards.__wrapped__()
 
 
+@pytest.mark.parametrize("source", ['"""Bad: a file.""" this is no Python', None])
+def test_a_broken_method_of_another_package_is_one_line(monkeypatch, tmp_path, source):
+    if source:
+        (tmp_path / "their_method.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    point = importlib.metadata.EntryPoint(
+        "merge.theirs", "their_method:Theirs" if source else "no.such:T", "luthier.methods"
+    )
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point])
+    with pytest.raises(LuthierError, match="'merge.theirs' of another package cannot be read .*; mend that package"):
+        catalogue.cards.__wrapped__()
+
+
+def test_the_paper_may_take_more_than_a_line(tmp_path):
+    path = tmp_path / "odd.py"
+    for rest, paper in ((" (one),\n2222.22222 (two).  More\nof it.", "arXiv 1111.11111 (one), 2222.22222 (two)"),
+                        (".\nMore.", "arXiv 1111.11111"), ("\n\nB: rows.", "arXiv 1111.11111")):  # fmt: skip
+        path.write_text(f'"""Odd: a file.\n\nPaper: arXiv 1111.11111{rest}\n"""\nclass Odd(Tune):\n    x: int = 1\n')
+        card = catalogue.read(path, "tune.odd", "odd")
+        assert card and card.paper == paper and card.as_dict()["roles"] == ["model", "data*"]
+
+
 def test_our_methods_have_ids_of_their_paths():
     for id_, card in catalogue.cards().items():
         if card.module.startswith("luthier."):

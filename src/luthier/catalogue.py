@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from luthier import shapes
 from luthier.errors import LuthierError, unknown
 
 HERE = Path(__file__).parent
@@ -57,10 +58,15 @@ class Card:
         after = re.search(r"^ *Paper: *(.*?)(?:\.(?=  |$)|$(?=\n\s*\n)|\Z)", self.doc, re.M | re.S)
         return " ".join(after[1].split()) if after else None
 
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The roles: the method's own, else those of its shape."""
+        return self.roles if self.roles is not None else getattr(shapes, self.shape).roles
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "id": self.id, "shape": self.shape, "stage": self.stage, "summary": self.summary, "paper": self.paper,
-            "class": f"{self.module}.{self.cls}", "roles": list(self.roles or ()), "slots": list(self.slots),
+            "class": f"{self.module}.{self.cls}", "roles": list(self.takes), "slots": list(self.slots),
             "reduces_to": self.reduces_to,
             "departures": list(self.departures),
             "fields": [{"name": f.name, "type": f.kind, "default": f.default, "doc": f.doc} for f in self.fields],
@@ -90,11 +96,15 @@ def _from_other_packages() -> list[tuple[str, Card]]:
 
     found = []
     for point in entry_points(group="luthier.methods"):
-        spec = importlib.util.find_spec(point.module)
-        if spec and spec.origin:
-            card = read(Path(spec.origin), point.name, point.module, point.attr)
-            if card:
-                found.append((point.name, card))
+        try:
+            spec = importlib.util.find_spec(point.module)
+            card = read(Path(spec.origin), point.name, point.module, point.attr) if spec and spec.origin else None
+        except Exception as fault:  # the package is not ours: whatever it does wrong is one line
+            why = f"{type(fault).__name__}: {fault}"
+            what = f"the method {point.name!r} of another package cannot be read ({why})"
+            raise LuthierError(what, where=point.value, do="mend that package or remove it") from None
+        if card:
+            found.append((point.name, card))
     return found
 
 

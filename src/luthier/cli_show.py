@@ -11,7 +11,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from luthier import catalogue, shapes
+from luthier import catalogue
 from luthier.catalogue import SHAPES, Card, cards
 from luthier.errors import LuthierError, nearest, unknown
 
@@ -83,8 +83,7 @@ def _page(card: Card) -> list[str]:
     for f in card.fields:
         lines.append(f"  {f.name}: {f.kind}" + (f" = {f.default}" if f.default is not None else "  (required)"))
         lines += [f"      {line}" for line in textwrap.wrap(f.doc, _width() - 6)]
-    roles = card.roles if card.roles is not None else getattr(shapes, card.shape).roles
-    lines += ["", f"Takes      {', '.join(_role(r) for r in roles)}"] if roles else []
+    lines += ["", f"Takes      {', '.join(_role(r) for r in card.takes)}"] if card.takes else []
     lines += [f"Fills      {', '.join(card.slots)}"] if card.slots else []
     lines += [f"Reduces to {card.reduces_to}"] if card.reduces_to else []
     lines += [f"Verdict    {verdict}" for verdict in _verdict(card.id)]
@@ -92,10 +91,10 @@ def _page(card: Card) -> list[str]:
         lines += ["", "Where published code departs from the paper"]
         for text in card.departures:
             lines += textwrap.wrap(text, _width(), initial_indent="  - ", subsequent_indent="    ")
-    return [*lines, "", *_examples(card, roles), "", f"Source     {card.path}"]
+    return [*lines, "", *_examples(card), "", f"Source     {card.path}"]
 
 
-def _examples(card: Card, roles: tuple[str, ...]) -> list[str]:
+def _examples(card: Card) -> list[str]:
     """How the method is written down: in a recipe, with one of its fields set, and in Python."""
     first = next((f for f in card.fields if f.default not in (None, "None")), None)
     made = f"from {card.module} import {card.cls}; {card.cls}({f'{first.name}={first.default}' if first else ''})"
@@ -110,7 +109,7 @@ def _examples(card: Card, roles: tuple[str, ...]) -> list[str]:
     elif card.shape in ("Rule", "Study"):
         return [f"Python     {made}"]
     else:
-        keys = "".join(f", {r.rstrip('*?')}: {'[...]' if '*' in r else '...'}" for r in roles if "?" not in r)
+        keys = "".join(f", {r.rstrip('*?')}: {'[...]' if '*' in r else '...'}" for r in card.takes if "?" not in r)
         step = f"use: {card.id}{keys}{inner}{', train: {steps: 100}' if card.shape == 'Tune' else ''}"
     return [f"Recipe     NAME: {{{step}}}", f"Python     {made}"]
 
@@ -126,8 +125,8 @@ def _yaml(value: Any) -> str:
 
 
 def _verdict(id_: str) -> list[str]:
-    """The measured verdict on the method's claim, if the table of verdicts is at hand: with the package, or here."""
-    for folder in (Path(__file__).parent / "claims", Path(__file__).parents[2] / "docs", Path("docs")):
+    """The measured verdict on the method's claim, if the table of verdicts is at hand: in the checkout, or here."""
+    for folder in (Path(__file__).parents[2] / "docs", Path("docs")):
         try:
             found = json.loads((folder / "verdicts.json").read_text(encoding="utf-8"))
             row = next(r for r in found["verdicts"] if r["id"] == id_)
