@@ -89,6 +89,23 @@ def test_table_picture_and_json(pair, tmp_path, capsys, monkeypatch):
     assert "layer 1" in capsys.readouterr().out
 
 
+def test_what_the_bundled_models_weights_are_is_said(pair, tmp_path, capsys, monkeypatch):
+    """Beside spectra and small differences, since its weights were 4 bits each."""
+    from luthier.checkpoint import bundled
+
+    assert "Q4_1" in bundled.NOTES["smollm2"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bundled, "MODELS", {"smollm2": lambda: tmp_path / "old"})
+    (tmp_path / "book.txt").write_text("".join(f"the fox jumps over {i} dogs\n" for i in range(60)))
+    said = {}
+    for name in ("smollm2", "old"):
+        for words in (["diff", name, str(pair[1]), "--no-rank"],
+                      ["compare", name, str(pair[1]), "--data", "book.txt", "--items", "2"]):  # fmt: skip
+            assert main(words) == 0
+            said[name, words[0]] = bundled.NOTES["smollm2"] in capsys.readouterr().out
+    assert said == {(n, verb): n == "smollm2" for n in ("smollm2", "old") for verb in ("diff", "compare")}
+
+
 def test_what_does_not_match_is_listed(pair, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tensors = load_file(pair[1] / "model.safetensors")

@@ -37,6 +37,7 @@ def do_diff(args: argparse.Namespace) -> None:
     picture = args.picture or (None if args.json else Path("diff.svg"))
     if picture and not picture.parent.is_dir():
         raise LuthierError("no such folder", where=str(picture.parent), do="make it, or name another --picture")
+    from luthier.checkpoint.bundled import NOTES
     from luthier.checkpoint.expert import open_expert
     from luthier.checkpoint.resolve import resolve
     from luthier.cli_models import bar
@@ -56,6 +57,8 @@ def do_diff(args: argparse.Namespace) -> None:
         print(json.dumps({"changes": [asdict(c) for c in rows], "unmatched": left}, indent=1))
     else:
         _show(engine.summed(rows, _layer if args.layers else lambda c: c.role).dicts(), left)
+        for note in dict.fromkeys(NOTES[name] for name in (args.first, args.second) if name in NOTES):
+            print(note)
     if picture:
         _draw(rows, picture)
         print(*([] if args.json else [picture]), sep="\n", end="" if args.json else "\n")
