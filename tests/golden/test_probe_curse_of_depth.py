@@ -220,6 +220,13 @@ def test_probes_are_keyed_by_item_and_seed(model):
     assert measured(model, alone)["jacobian"] == pytest.approx(measured(model, twice)["jacobian"], rel=1e-5)
 
 
+def test_frozen_weights_have_the_same_jacobian(model):
+    """The derivative is by the layers' inputs: no weight has to want a gradient."""
+    frozen = copy.deepcopy(model).requires_grad_(False)
+    assert measured(frozen, diagnostics=["jacobian"]) == measured(model, diagnostics=["jacobian"])
+    assert not any(p.requires_grad for p in frozen.parameters())
+
+
 def test_limits_and_what_is_left_out(model):
     data = tiny.TinyData("d", (), [tiny.item(text="a"), tiny.item(prompt="unanswered"), *TEXTS.test])
     table = CurseOfDepth(max_items=4).measure([tiny.subject("m", model)], [data], Context())

@@ -14,7 +14,7 @@ import importlib
 import io
 import json
 import os
-import resource
+import signal
 import sys
 import time
 import warnings
@@ -23,29 +23,28 @@ from pathlib import Path
 from typing import Any
 
 ROOM, SECONDS = 3, 10
-"""A trial may take this many times the CPU time of the file as it is, imports included, plus these seconds."""
+"""A test may take this many times what it takes on the file as it is, plus these seconds of CPU time."""
 
 
 def main() -> None:
     task = json.loads(sys.stdin.read())
     target = Path(task["target"])
     _load(["pytest", "torch", "transformers.models.llama.modeling_llama"])
-    before = _children_seconds()
-    sound = _forked(task, None)
+    sound = _forked(task)
     if sound["noticed"]:
         _say({"fault": sound["noticed"]})
         return
     _load(sound["modules"])
-    limit = int(ROOM * (_children_seconds() - before)) + SECONDS
     text, times = target.read_text(encoding="utf-8"), Counter[str]()
+    task["seconds"] = sound["seconds"]
     for i, mutant in enumerate(task["mutants"]):
         target.write_text(mutant["text"], encoding="utf-8")
         task["cost"] = {test: seconds / (1 + times[test]) for test, seconds in sound["seconds"].items()}
-        found = _forked(task, limit)
+        found = _forked(task)
         times[found.get("test", "")] += 1
         _say({"i": i, "caught": found["noticed"]})
     target.write_text(text, encoding="utf-8")
-    if noise := _forked(task, limit)["noticed"]:  # then what failed may have been anything
+    if noise := _forked(task)["noticed"]:  # then what failed may have been anything
         _say({"fault": noise})
 
 
@@ -63,22 +62,22 @@ def _foreign() -> list[str]:
     return [n for n, m in sys.modules.items() if not n.startswith(ours) and getattr(m, "__spec__", None)]
 
 
-def _forked(task: dict[str, Any], seconds: int | None) -> dict[str, Any]:
-    """What noticed the fault in the file as it stands now, "" if nothing did; without a limit on its seconds,
-    the modules it took and what each test cost, too."""
+def _forked(task: dict[str, Any]) -> dict[str, Any]:
+    """What noticed the fault in the file as it stands now, "" if nothing did; the first time also the modules
+    it took and the seconds of each test."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(read)
-        if seconds:
-            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
-        tests = Tests(task.get("cost", {}))
+        tests = Tests(task.get("seconds", {}), task.get("cost", {}))
         result = {"noticed": tests.noticed(task["id"], task["golden"]), "test": tests.failed}
+        if not tests.known:
+            result |= {"modules": _foreign(), "seconds": tests.seconds}
         with os.fdopen(write, "w") as pipe:
-            json.dump(result if seconds else result | {"modules": _foreign(), "seconds": tests.seconds}, pipe)
+            json.dump(result, pipe)
         os._exit(0)
     os.close(write)
     with os.fdopen(read) as pipe:
@@ -90,12 +89,14 @@ def _forked(task: dict[str, Any], seconds: int | None) -> dict[str, Any]:
 class Tests:
     """The tests of one method, in the order of their cost so far as it is known. Is a plugin of pytest, too.
 
-    seconds: what each test that ran took.  failed: the first one that noticed something.
+    known: seconds of each test on the file as it is; where they are known the process ends when a test takes far
+    more.  seconds: what each test that ran took.  failed: the first one that noticed something.
     """
 
-    def __init__(self, cost: dict[str, float]):
-        self.cost, self.failed = cost, ""
+    def __init__(self, known: dict[str, float], cost: dict[str, float]):
+        self.known, self.cost, self.failed = known, cost, ""
         self.seconds: dict[str, float] = {}
+        self._begins("")  # imports and collection
 
     def noticed(self, id_: str, vectors: str) -> str:
         """What fails first, golden vectors or a check by its name; "" if nothing does."""
@@ -121,6 +122,7 @@ class Tests:
         from luthier.testing import checks_for, run_check
 
         for check in sorted(checks_for(catalogue.card(id_)), key=lambda c: self.cost.get(c.name, 0.0)):
+            self._begins(check.name)
             began = time.perf_counter()
             try:
                 run_check(id_, check)
@@ -130,6 +132,13 @@ class Tests:
             self.seconds[check.name] = time.perf_counter() - began
         return ""
 
+    def _begins(self, test: str) -> None:
+        if self.known:
+            signal.setitimer(signal.ITIMER_PROF, ROOM * self.known.get(test, 0.0) + SECONDS)
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._begins(nodeid)
+
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         items.sort(key=lambda item: self.cost.get(item.nodeid, 0.0))
 
@@ -137,11 +146,6 @@ class Tests:
         self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
         if report.failed:
             self.failed = report.nodeid
-
-
-def _children_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def _say(result: dict[str, Any]) -> None:
