@@ -130,24 +130,32 @@ class Mortal:
             told.seek(0)
             self.places = Counter({(file, line): n for (file, line), n in json.load(told)})
 
+    def at_a_line(self, dice: random.Random, act: Callable[[], object]) -> Callable[[], None]:
+        """What to call in a child, so that it acts once, before a random line that writes."""
+        place = dice.choice(list(self.places))
+        left = dice.randrange(self.places[place])
+
+        def here(now: Place) -> None:
+            nonlocal left
+            left -= now == place
+            if left == -1 and now == place:
+                act()
+
+        return lambda: at_lines(self.files, here)
+
     def live(self, dice: random.Random, share: float = 1.0) -> tuple[int, str]:
         """(exit code, how) of a life that ends at a random moment, by the clock or at a line that writes; every such
         line is as likely as another, however often it runs.
 
         share: of a calm life's length at which the clock strikes at the latest.
         """
-        how, place = dice.choice(["clock", "line"]), dice.choice(list(self.places))
-        pause, left = dice.random() * share * self.seconds, [dice.randrange(self.places[place])]
-
-        def here(now: Place) -> None:
-            left[0] -= now == place
-            if left[0] < 0:
-                die()
+        how, strike = dice.choice(["clock", "line"]), self.at_a_line(dice, die)
+        pause = dice.random() * share * self.seconds
 
         def body() -> None:
             mute()
             if how == "line":
-                at_lines(self.files, here)
+                strike()
             self.body()
 
         pid = fork(body)
