@@ -81,9 +81,10 @@ def do_report(args: argparse.Namespace) -> None:
 def run_folder(name: Path) -> Path:
     """The run folder a user means; LuthierError with the nearest one there is."""
     from luthier.errors import unknown
+    from luthier.kit.paths import there
 
     for folder in (name, Path("runs") / name):
-        if (folder / "ledger.sqlite").exists():
+        if there(folder / "ledger.sqlite"):
             return folder
     raise unknown("run", str(name), [p.parent.name for p in Path("runs").glob("*/ledger.sqlite")])
 
@@ -119,6 +120,8 @@ def show_plan(console: Console, made: Plan) -> None:
         f"about {span(60 * made.minutes)} on {made.device}, {size(made.memory)} of memory{free}, "
         f"{size(made.disk)} of disk of {size(made.free_disk)} free, leaked test items {made.leaked}"
     )
+    if made.free_memory and made.memory > made.free_memory:
+        console.print("may not fit: more memory is needed than is free", style="yellow")
     for problem in made.problems:
         console.print(f"cannot work: {problem}", style="red", soft_wrap=True, markup=False)
 
@@ -203,6 +206,8 @@ def show_results(console: Console, folder: Path) -> None:
         console.print(grid)
     for verdict in found.verdicts:
         console.print(f"{escape(verdict.question)} [bold]{verdict.word}[/]: {escape(verdict.why)}", soft_wrap=True)
+    for note in found.notes:
+        console.print(note, style="dim", soft_wrap=True, markup=False)
 
 
 def _next(console: Console, folder: Path, model: str | None, recipe: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from luthier.certificate import Certificate as Certificate
+from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
     import torch
@@ -103,8 +104,14 @@ class Table:
 
     @classmethod
     def from_json(cls, text: str) -> Table:
-        raw = json.loads(text)
-        return cls(tuple(raw["columns"]), tuple(tuple(r) for r in raw["rows"]), tuple(raw["notes"]))
+        """Read back what `to_json` gave; LuthierError for anything else."""
+        try:
+            raw = json.loads(text)
+            made = cls(tuple(raw["columns"]), tuple(tuple(r) for r in raw["rows"]), tuple(raw["notes"]))
+            made.dicts()
+        except (KeyError, RecursionError, TypeError, ValueError) as fault:
+            raise LuthierError(f"this is no table ({type(fault).__name__})") from None
+        return made
 
 
 @dataclass(frozen=True)

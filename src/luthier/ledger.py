@@ -93,7 +93,13 @@ class Record:
         """Keys of other versions are left out, so that old ledgers stay readable."""
         known = {f.name for f in fields(cls)}
         values: dict[str, Any] = {k: tuple(v) if k == "notes" else v for k, v in raw.items() if k in known}
-        return cls(**values)
+        made = cls(**values)
+        if not all(isinstance(v, Mapping) for v in (made.vary, made.config, made.metrics, made.artefacts)):
+            raise TypeError("a record's parts should be maps")
+        for path in made.artefacts.values():  # whoever reads them trusts that they lie in the run folder
+            if Path(path).is_absolute() or ".." in Path(path).parts or "\0" in path:
+                raise ValueError("a path that leads out of the run folder")
+        return made
 
 
 class Ledger:
@@ -131,7 +137,14 @@ class Ledger:
         if step is not None:
             query, values = query + " WHERE step = ?", (step,)
         with self._open() as base:
-            return [Record.from_dict(json.loads(body)) for (body,) in base.execute(query + " ORDER BY id", values)]
+            return [self._record(body) for (body,) in base.execute(query + " ORDER BY id", values)]
+
+    def _record(self, body: str) -> Record:
+        try:
+            return Record.from_dict(json.loads(body))
+        except (AttributeError, RecursionError, TypeError, ValueError) as fault:
+            what = f"holds a record that makes no sense ({type(fault).__name__})"
+            raise LuthierError(what, where=str(self.path), do="move it away to start a new one") from None
 
     def latest(self) -> dict[str, Record]:
         """The newest record of every step that has ever been done, by step."""

@@ -30,6 +30,7 @@ from luthier import recipe_check as check
 from luthier import recipe_steps
 from luthier.checkpoint.bundled import MODELS
 from luthier.errors import LuthierError, unknown
+from luthier.kit.paths import there
 from luthier.kit.plain import to_yaml
 from luthier.recipe_check import Hardware
 from luthier.recipe_grid import drafts
@@ -83,7 +84,8 @@ def load(source: str | Path | Mapping[str, Any], sets: Sequence[str] = (), name:
     else:
         path = find(source)
         marked = read(path)
-        name = name or (path.parent.name if path.name == "recipe.yaml" and path.parent.name else path.stem)
+        folder = path.resolve().parent.name if path.parent != Path() else ""
+        name = name or (folder if path.name == "recipe.yaml" and folder else path.stem.strip(".") or "recipe")
     for assignment in sets:
         assign(marked, assignment)
     return parse(marked, name or "recipe")
@@ -93,13 +95,14 @@ def find(source: str | Path) -> Path:
     """The file of a recipe: a path, a run folder, or the name of a shipped one."""
     path = Path(source)
     for candidate in (path, path / "recipe.yaml"):
-        if candidate.is_file():
+        if there(candidate) and candidate.is_file():
             return candidate
     if str(source) in shipped():
         return shipped()[str(source)]
-    if path.is_dir():
+    if there(path) and path.is_dir():
         raise LuthierError("is a folder without a recipe.yaml", where=str(source), do="give the file, or a run folder")
-    beside = [str(p) for p in path.parent.glob("*.y*ml")] if path.suffix in (".yaml", ".yml") else []
+    near = path.suffix in (".yaml", ".yml") and there(path.parent)
+    beside = [str(p) for p in path.parent.glob("*.y*ml")] if near else []
     raise unknown("recipe", str(source), [*shipped(), *beside])
 
 

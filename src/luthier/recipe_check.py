@@ -6,18 +6,19 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from luthier import catalogue, shapes
 from luthier.engine.spec import TrainSpec
 from luthier.errors import LuthierError, said, unknown
+from luthier.kit.paths import there
 from luthier.recipe_text import Marked
 from luthier.shapes import Method
 
 DATA_ROLES, VALUE_ROLES = frozenset({"data"}), frozenset({"prompts", "problem"})
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 SOURCES = ("gym", "text", "jsonl")
+MOST_THREADS = 1024
 UNITS = {"": 1, "B": 1} | {f"{p}{u}": b**e for e, p in enumerate("KMGT", 1) for u, b in (("B", 1000), ("iB", 1024))}
 
 
@@ -87,7 +88,7 @@ def named_method(marked: Marked, path: tuple, value: Any, shape: str) -> Method:
 def known_method(marked: Marked, path: tuple, use: Any, shape: str | None = None) -> catalogue.Card:
     """The card of a method id; of this shape, if one is asked."""
     cards = catalogue.cards()
-    if use not in cards:
+    if not isinstance(use, str) or use not in cards:
         known = [c.id for c in cards.values() if shape in (None, c.shape)]
         raise unknown("method", str(use), known, where=marked.where(*path))
     card = cards[use]
@@ -168,17 +169,19 @@ def hardware(marked: Marked, value: Any) -> Hardware:
     value = dict(a_map(marked, value, path, "hardware"))
     keys(marked, value, path, ("device", "memory", "threads"), "hardware")
     device, threads = value.get("device", "auto"), value.get("threads")
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(device)):
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", str(device)):
         raise unknown("device", str(device), ("auto", "cpu", "cuda", "cuda:0", "mps"), marked.where(*path, "device"))
-    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-        raise LuthierError(f"threads must be a whole number from 1, got {threads!r}", where=marked.where(*path))
+    whole = isinstance(threads, int) and not isinstance(threads, bool)
+    if threads is not None and not (whole and 1 <= threads <= MOST_THREADS):
+        what = f"threads must be a whole number from 1 to {MOST_THREADS}, got {threads!r}"
+        raise LuthierError(what, where=marked.where(*path, "threads"))
     memory = size(value.get("memory", 1 << 30), marked.where(*path, "memory"))
     return Hardware(device, memory, threads)
 
 
 def size(value: Any, where: str) -> int:
     """Bytes from a number or from words such as 1GiB or 500MB."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", str(value))
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*([KMGT]?i?B?)\s*", str(value))
     if not match or match[2] not in UNITS or float(match[1]) <= 0:
         raise LuthierError(f"{value!r} is no amount of memory", where=where, do="write it as 1GiB or 512MiB")
     return int(float(match[1]) * UNITS[match[2]])
@@ -191,7 +194,7 @@ def data_entry(marked: Marked, name: str, value: Any) -> dict[str, Any]:
     value = dict(a_map(marked, value, ("data", name), f"data {name!r}"))
     keys(marked, value, ("data", name), ("source", "split", "set", "answers", "form"), "data")
     kind, colon, _ = str(value.get("source", "")).partition(":")
-    if colon and kind not in SOURCES and not Path(str(value["source"])).exists():
+    if colon and kind not in SOURCES and not there(str(value["source"])):
         raise unknown("kind of source", kind, SOURCES, where=marked.where("data", name, "source"))
     with at_data(marked, name):
         check_data(name, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ SHAPES = {
     "Tune": "a model", "Transform": "a model", "Measure": "a table", "Decode": "a trace", "Certify": "a certificate",
 }  # fmt: skip
 """what a step of this shape gives; other shapes are no steps of their own"""
+
+
+MOST, LONGEST = 2000, 180
+"""instances of one step; letters of the name of one, which is a folder's"""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,12 @@ def drafts(marked: Marked, bodies: Mapping[str, Any]) -> list[Draft]:
         for vary, one in _grid(marked, name, body):
             suffix = ",".join(f"{k}={re.sub('[^A-Za-z0-9.+_-]', '_', str(v))}" for k, v in vary.items())
             found.append(Draft(f"{name}@{suffix}" if suffix else name, name, vary, one, card))
+        instances = [draft.name for draft in found if draft.base == name]
+        where = marked.where("steps", name, "vary")
+        if len(set(instances)) < len(instances):
+            raise LuthierError(f"two instances of {name!r} would have one name", where=where, do="use plainer values")
+        if max(map(len, instances)) > LONGEST:
+            raise LuthierError("a value is too long to name a folder by", where=where, do="use shorter values")
     return found
 
 
@@ -60,6 +71,9 @@ def _grid(marked: Marked, name: str, body: Mapping[str, Any]) -> list[tuple[dict
             raise LuthierError(f"vary {key} takes a list of plain values, got {values!r}", where=here)
         if len({repr(v) for v in values}) < len(values):
             raise LuthierError(f"a value of vary {key} stands twice", where=here)
+    if math.prod(map(len, vary.values())) > MOST:
+        count = math.prod(map(len, vary.values()))
+        raise LuthierError(f"step {name!r} would vary into {count:,}, more than {MOST:,}", where=marked.where(*path))
     found = []
     for point in itertools.product(*vary.values()):
         taken = dict(zip(vary, point, strict=True))

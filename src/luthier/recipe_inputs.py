@@ -38,7 +38,11 @@ class Inputs:
         from luthier.engine.data import open_data
         from luthier.engine.runner import device_of
 
-        self.device = device_of(self.recipe.hardware.device)
+        try:
+            self.device = device_of(self.recipe.hardware.device)
+        except LuthierError as fault:
+            where = self.recipe.marked.where("hardware", "device")
+            raise LuthierError(fault.what, where=where, do=fault.do) from None
         context = self.context(None)
         for name, entry in self.recipe.data.items():
             with check.at_data(self.recipe.marked, name):
@@ -174,11 +178,16 @@ class Inputs:
         from luthier.checkpoint.bundled import NOTES
 
         found: list[str] = []
-        for name in step.names("model"):
+        left, seen = [(name, step) for name in reversed(step.names("model"))], set()
+        while left:
+            name, at = left.pop()
             if name in self.recipe.steps:
-                found += self.notes(self.recipe.steps[name])
+                if name not in seen:
+                    inner = self.recipe.steps[name]
+                    left += [(other, inner) for other in reversed(inner.names("model"))]
+                seen.add(name)
             else:
-                found += [NOTES[name]] if name in NOTES else self.model(name, step).notices
+                found += [NOTES[name]] if name in NOTES else self.model(name, at).notices
         return tuple(dict.fromkeys(found))
 
     def alone(self, step: Step) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from luthier import recipe_check as check
 from luthier.checkpoint.bundled import MODELS
-from luthier.errors import LuthierError, unknown
+from luthier.errors import LuthierError, said, unknown
+from luthier.kit.paths import there
 from luthier.recipe_grid import SHAPES, Draft
 from luthier.recipe_text import Marked
 
@@ -66,12 +67,12 @@ def _meet(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
 
 
 def _outside(marked: Marked, path: tuple, word: str, every: list[Draft]) -> str:
-    if word in MODELS or Path(word).expanduser().exists():
+    if word in MODELS or there(word):
         return word
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", word):  # owner/name, on the Hub
         return word
     if "/" in word or word.startswith((".", "~")):
-        raise LuthierError(f"no such folder: {word}", where=marked.where(*path))
+        raise LuthierError(f"no such folder: {said(word, 200)}", where=marked.where(*path))
     steps = {d.base for d in every if d.card.shape in ("Tune", "Transform")}
     beside = {p.parent.name for p in Path().glob("*/config.json")}
     raise unknown("model or step", word, {*MODELS, *steps, *beside}, where=marked.where(*path))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,17 +136,19 @@ def _known_keys(marked: Marked, draft: Draft, roles: Mapping[str, check.Role]) -
 
 def _ordered(marked: Marked, steps: dict[str, Step]) -> dict[str, Step]:
     done: dict[str, Step] = {}
-
-    def visit(step: Step, trail: tuple[str, ...]) -> None:
-        if step.name in trail:
-            ring = " -> ".join((*trail[trail.index(step.name) :], step.name))
-            raise LuthierError(f"steps wait for each other: {ring}", where=marked.where("steps", step.base))
-        if step.name not in done:
-            for word in step.names("model"):
-                if word in steps:
-                    visit(steps[word], (*trail, step.name))
-            done[step.name] = step
-
-    for step in steps.values():
-        visit(step, ())
+    for first in steps:
+        trail: dict[str, Iterator[str]] = {}  # each waits for the next; what it has yet to wait for
+        entered: str | None = first if first not in done else None
+        while entered or trail:
+            if entered:
+                trail[entered] = iter([word for word in steps[entered].names("model") if word in steps])
+            last = next(reversed(trail))
+            entered = next((word for word in trail[last] if word not in done), None)
+            if entered in trail:
+                ring = [*list(trail)[list(trail).index(entered) :], entered]
+                where = marked.where("steps", steps[entered].base)
+                raise LuthierError(f"steps wait for each other: {' -> '.join(ring)}", where=where)
+            if not entered:
+                done[last] = steps[last]
+                del trail[last]
     return done

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, said
 
 MAX_BYTES, MAX_NODES, MAX_DEPTH = 1 << 20, 20_000, 40
+MAX_MARKS = 3 * MAX_NODES
+"""commas, colons, brackets, anchors and line ends: what the time of reading grows with"""
 Key = tuple[Any, ...]
 
 
@@ -65,8 +68,12 @@ def parse(text: str, name: str = "recipe") -> Marked:
 
     if text.lstrip().startswith("%"):
         raise LuthierError("YAML directives are refused", where=f"{name}:1", do="a recipe is plain YAML 1.2")
+    if sum(map(text.count, ",:[{\n&*")) > MAX_MARKS:
+        raise LuthierError(f"more than {MAX_MARKS} keys, values and lines", where=name, do="a recipe is a small file")
     try:
-        node = YAML(typ="safe", pure=True).compose(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an anchor may be set anew
+            node = YAML(typ="safe", pure=True).compose(text)
     except MarkedYAMLError as fault:
         mark = fault.problem_mark or fault.context_mark
         line = f"{name}:{mark.line + 1}" if mark else name
@@ -75,7 +82,7 @@ def parse(text: str, name: str = "recipe") -> Marked:
         raise LuthierError(f"not YAML: {' '.join(str(fault).split())}", where=name) from None
     except RecursionError:
         raise LuthierError(f"nested deeper than {MAX_DEPTH}", where=name) from None
-    marked = Marked(None, name)
+    marked = Marked(None, name, {(): 1} if node is None else {})
     if node is not None:
         marked.value = _Builder(marked).build(node, (), 0)
     return marked
@@ -146,12 +153,16 @@ def _scalar(tag: str, text: str, where: str) -> Any:
         return text
     if kind == "null":
         return None
-    if kind == "bool":
-        return text.lower() == "true"
-    if kind == "int":
-        return _whole(text.replace("_", ""), where)
-    if kind == "float":
-        return _number(text.replace("_", ""), where)
+    plain = text.replace("_", "")
+    try:
+        if kind == "bool":
+            return {"true": True, "false": False}[text.lower()]
+        if kind == "int":
+            return _whole(plain, where)
+        if kind == "float":
+            return _number(plain, where)
+    except (KeyError, ValueError):  # a tag may say so of any text
+        raise LuthierError(f"{said(text)} is no {kind}", where=where, do=f"drop the tag !!{kind}") from None
     raise LuthierError(f"tag {tag} is refused", where=where, do="a recipe holds plain values only")
 
 

@@ -49,14 +49,14 @@ def summary(folder: Path) -> Summary:
     if not (folder / "ledger.sqlite").exists():
         raise LuthierError("no run here", where=str(folder), do="name a folder under runs/, or run a recipe first")
     done = {r.step: r for r in Ledger(folder).records() if r.status == "done"}
+    done = {step: r for step, r in done.items() if (folder / "steps" / step).is_dir()}  # --fresh takes them away
     records = tuple(done.values())
     tables = [_table(folder, r) for r in records if "table" in r.artefacts]
     measures = tuple(row for table in tables for row in table.dicts())
     paired = [m for m in measures if "against" in m]
     columns, rows = _rows(paired or [m for m in measures if m.get("layer") is None], done)
     histories = {
-        step: json.loads((folder / r.artefacts["history"]).read_text())
-        for step, r in done.items() if "history" in r.artefacts
+        step: _history(folder, r) for step, r in done.items() if "history" in r.artefacts
     }  # fmt: skip
     verdicts = tuple(v for table in tables for v in map(_verdict, table.notes) if v)
     verdicts += tuple(_proof(folder, r) for r in records if "certificate" in r.artefacts)
@@ -66,12 +66,33 @@ def summary(folder: Path) -> Summary:
 
 
 def _table(folder: Path, record: Record) -> Table:
-    return Table.from_json((folder / record.artefacts["table"]).read_text())
+    try:
+        return Table.from_json(_read(folder, record, "table"))
+    except LuthierError as fault:
+        raise fault.at(record.artefacts["table"]) from None
+
+
+def _history(folder: Path, record: Record) -> list[dict[str, Any]]:
+    try:
+        made = json.loads(_read(folder, record, "history"))
+    except (RecursionError, ValueError):
+        made = None
+    if not isinstance(made, list) or not all(isinstance(entry, dict) for entry in made):
+        raise LuthierError("this is no history", where=record.artefacts["history"], do=f"do {record.step} again")
+    return made
+
+
+def _read(folder: Path, record: Record, what: str) -> str:
+    try:
+        return (folder / record.artefacts[what]).read_text(encoding="utf-8")
+    except (OSError, ValueError) as fault:
+        why = getattr(fault, "strerror", None) or "it is no text"
+        raise LuthierError(f"the {what} of step {record.step!r} cannot be read ({why})", where=str(folder)) from None
 
 
 def _proof(folder: Path, record: Record) -> Verdict:
     """Is it a sum of squares? Only a proof shows or refutes that."""
-    made = Certificate.from_json((folder / record.artefacts["certificate"]).read_text())
+    made = Certificate.from_json(_read(folder, record, "certificate"))
     word = {"exact": "shown", "not_sos": "refuted"}.get(made.status, "not shown")
     return Verdict(f"{record.step}: is {shorten(made.problem, 100)} a sum of squares?", word, made.reason)
 

@@ -189,10 +189,15 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return inner if isinstance(inner, Mapping) else config
 
 
+def layers_said(config: Mapping[str, Any]) -> Any:
+    """What config.json gives for the number of layers, whatever it is."""
+    row = FAMILIES.get(config.get("model_type", ""))
+    return text_config(config).get(row.layers if row else "num_hidden_layers")
+
+
 def layers_of(config: Mapping[str, Any]) -> int | None:
     """Number of layers by config.json, None when it does not say."""
-    row = FAMILIES.get(config.get("model_type", ""))
-    count = text_config(config).get(row.layers if row else "num_hidden_layers")
+    count = layers_said(config)
     return count if isinstance(count, int) and count > 0 else None
 
 

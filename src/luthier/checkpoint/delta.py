@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from luthier.checkpoint.anatomy import disk_views, places
 from luthier.checkpoint.atomic import write_folder
-from luthier.checkpoint.header import fault, read_header, read_json
+from luthier.checkpoint.header import fault, naturals, read_header, read_json
 from luthier.checkpoint.lora import LowRank, open_adapter, save_adapter
-from luthier.errors import LuthierError, unknown
+from luthier.checkpoint.reader import inside
+from luthier.errors import LuthierError, said, unknown
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -52,13 +53,21 @@ class Change:
         return float((self.new.double() - self.old.double()).norm())
 
     def stretch(self, base: Tensor, start: int) -> Tensor:
-        """`base`, the flat stretch of the base from `start`, with the new values in place."""
+        """`base`, the flat stretch of the base from `start`, with the new values in place.
+
+        LuthierError if the base holds there what the change did not start from.
+        """
         if self.index is None:
-            return self.new[start : start + base.numel()]
-        ends = torch.tensor([start, start + base.numel()], dtype=self.index.dtype)
-        low, high = torch.searchsorted(self.index, ends).tolist()
+            place, cut = slice(None), slice(start, start + base.numel())
+        else:
+            ends = torch.tensor([start, start + base.numel()], dtype=self.index.dtype)
+            cut = slice(*torch.searchsorted(self.index, ends).tolist())
+            place = self.index[cut].long() - start
+        if not same_bits(base[place].to(self.old.dtype), self.old[cut]):
+            what = "the base holds other values than this change was made from"
+            raise LuthierError(what, do="name the base it belongs to")
         out = base.clone()
-        out[self.index[low:high].long() - start] = self.new[low:high].to(out.dtype)
+        out[place] = self.new[cut].to(out.dtype)
         return out
 
     def fits(self, tensor: Tensor, forward: bool) -> bool:
@@ -206,7 +215,12 @@ class Delta:
         about = read_json(folder / "delta.json")
         if about.get("luthier_delta") != 1 or not isinstance(about.get("shapes"), dict):
             raise LuthierError("is not a delta this version reads", where=str(folder / "delta.json"))
-        stored = map_tensors(folder / "delta.safetensors")
+        if not isinstance(about.get("notes") or {}, dict):
+            raise LuthierError("its notes are no map", where=str(folder / "delta.json"))
+        odd = next((name for name, shape in about["shapes"].items() if not naturals(shape)), None)
+        if odd is not None:
+            raise fault(folder / "delta.json", f"the shape {said(about['shapes'][odd])} makes no sense", odd)
+        stored = map_tensors(inside(folder, "delta.safetensors"))
         changes = {name: _change(name, tuple(shape), stored, folder) for name, shape in about["shapes"].items()}
         return cls(changes, str(about.get("base", "")), about.get("notes") or {})
 

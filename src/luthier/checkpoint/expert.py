@@ -49,7 +49,10 @@ class Expert:
         if change is None:
             return base
         if isinstance(change, Change):
-            return change.stretch(base, start)
+            try:
+                return change.stretch(base, start)
+            except LuthierError as fault:
+                raise fault.at(f"{self.path}: tensor {name!r}") from None
         if change.full is not None:
             base = change.full.reshape(-1)[start : start + count]
         return base.float() + self._whole(name, change)[start : start + count] if change.a.numel() else base

@@ -23,7 +23,7 @@ from luthier.checkpoint.card import model_card
 from luthier.checkpoint.gguf_file import GgufFile
 from luthier.checkpoint.reader import check_finite
 from luthier.checkpoint.writer import ShardWriter, write_folder
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, said
 
 _OUTER = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -52,8 +52,17 @@ def from_gguf(path: Path, out: Path, note: str = "", base: str | None = None) ->
     Raises LuthierError for a damaged file and for what is not understood.
     """
     path, out = Path(path), Path(out)
-    file = GgufFile(path)
-    config = _config(file)
+    try:
+        return _converted(GgufFile(path), out, note, base)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if "can't allocate memory" in str(error):
+            raise
+        what = f"holds keys or tensors that make no sense ({type(error).__name__}: {said(str(error))})"
+        raise LuthierError(what, where=str(path), do="the file is damaged: get it again") from None
+
+
+def _converted(file: GgufFile, out: Path, note: str, base: str | None) -> Path:
+    path, config = file.path, _config(file)
     names = {name: _disk_name(name, path) for name in file.tensors}
     infos = [_Info(names[n], torch.bfloat16, at.shape) for n, at in file.tensors.items()]
     with write_folder(out) as temp:
@@ -120,7 +129,7 @@ def _shortest(value: float) -> float:
 def _disk_name(name: str, path: Path) -> str:
     if name in _OUTER:
         return _OUTER[name]
-    found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
+    found = re.fullmatch(r"blk\.(\d{1,6})\.(\w+)\.weight", name)
     if not found or found[2] not in _INNER:
         raise LuthierError("is not part of a dense llama", where=f"{path}: tensor {name!r}")
     return f"model.layers.{found[1]}.{_INNER[found[2]]}.weight"

@@ -101,6 +101,11 @@ class GgufFile:
         self.tensors = {name: self._place(name, shape, kind, data + offset) for name, shape, kind, offset in raw}
         if len(self.tensors) != len(raw):
             raise self._fault("names a tensor twice")
+        end = 0
+        for at in sorted(self.tensors.values(), key=lambda at: (at.start, at.nbytes)):
+            if at.start < end:  # else a small file could stand for a model without end
+                raise self._fault(f"tensor {at.name!r} overlaps the one before it")
+            end = at.start + at.nbytes
 
     def _take(self, code: str) -> Any:
         value = struct.unpack_from("<" + code, self._memory, self._at)
@@ -142,6 +147,8 @@ class GgufFile:
         size, nbytes = self._block(name, kind)
         if shape and shape[-1] % size:
             raise self._fault(f"tensor {name!r}: rows of {shape[-1]} are no whole blocks of {size}")
+        if 0 in shape and prod(filter(None, shape)) >= 2**62:
+            raise self._fault(f"tensor {name!r}: a shape of that size makes no sense")
         need = prod(shape) // size * nbytes
         if start + need > len(self._memory):
             raise self._fault(f"is truncated: tensor {name!r} ends at byte {start + need:,} of {len(self._memory):,}")

@@ -119,7 +119,7 @@ def _entry(name: str, spec: Any, data: int, path: Path) -> Entry:
     code, shape, span = spec["dtype"], spec["shape"], spec["data_offsets"]
     if not isinstance(code, str) or code not in DTYPES:
         raise fault(path, f"unknown dtype {code!r}", name)
-    if not _naturals(shape) or not _naturals(span) or len(span) != 2 or span[0] > span[1]:
+    if not naturals(shape) or not naturals(span) or len(span) != 2 or span[0] > span[1]:
         raise fault(path, f"shape {str(shape)[:60]} or byte range {str(span)[:60]} makes no sense", name)
     if len(shape) > MAX_AXES or (0 in shape and prod(filter(None, shape)) >= 2**62):
         raise fault(path, f"a shape of {len(shape):,} axes and that size makes no sense", name)
@@ -129,7 +129,8 @@ def _entry(name: str, spec: Any, data: int, path: Path) -> Entry:
     return Entry(name, DTYPES[code], tuple(shape), data + span[0], need)
 
 
-def _naturals(value: Any) -> bool:
+def naturals(value: Any) -> bool:
+    """Whether it is a list of whole numbers from 0 that fit into 62 bits."""
     return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**62 for n in value)
 
 

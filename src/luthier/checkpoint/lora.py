@@ -20,7 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from luthier.checkpoint.atomic import write_folder
-from luthier.checkpoint.header import fault, read_header, read_json
+from luthier.checkpoint.header import CODES, fault, read_header, read_json
+from luthier.checkpoint.patterns import Patterns, positive
+from luthier.checkpoint.reader import inside
 from luthier.errors import LuthierError
 
 _PREFIX = "base_model.model."
@@ -84,9 +86,11 @@ def open_adapter(folder: Path) -> tuple[dict[str, LowRank], str, dict[str, Any]]
         what = "adapter_model.bin is a pickle, which can run any program when it is read: refused"
         raise LuthierError(what if pickled else "holds no adapter_model.safetensors", where=str(folder))
     parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in _load(file).items():
+    for name, tensor in _load(inside(folder, file.name)).items():
         if not name.startswith(_PREFIX):
             raise fault(file, f"the name does not begin with {_PREFIX}", name)
+        if not tensor.is_floating_point():
+            raise fault(file, f"is of {CODES[tensor.dtype]}, a change is of floating-point numbers", name)
         found = _PART.fullmatch(name.removeprefix(_PREFIX))
         if found:
             key = found[3] + ("e" if found[2] else "")
@@ -96,7 +100,8 @@ def open_adapter(folder: Path) -> tuple[dict[str, LowRank], str, dict[str, Any]]
             parts.setdefault(plain, {})["full"] = tensor
     if not parts:
         raise LuthierError("holds not one tensor", where=str(file))
-    changes = {name: _low_rank(name, found, config, file) for name, found in parts.items()}
+    alphas = Patterns("alpha_pattern", config.get("alpha_pattern"), str(folder / "adapter_config.json"))
+    changes = {name: _low_rank(name, found, config, alphas, file) for name, found in parts.items()}
     return changes, "", {"base_model": config.get("base_model_name_or_path")}
 
 
@@ -114,10 +119,9 @@ def _refuse_beyond(config: Mapping[str, Any], folder: Path) -> None:
         raise LuthierError(
             f"the adapter uses {odd}, which two matrices cannot express", where=where, do="merge it with PEFT first"
         )
-    numbers = [config.get("r"), config.get("lora_alpha")]
-    patterns = [config.get(key) or {} for key in ("rank_pattern", "alpha_pattern")]
-    if not all(isinstance(n, (int, float)) and math.isfinite(n) and n > 0 for n in [*numbers, *patterns[0].values()]):
+    if not (positive(config.get("r")) and positive(config.get("lora_alpha"))):
         raise LuthierError("r and lora_alpha should be numbers above 0", where=where)
+    Patterns("rank_pattern", config.get("rank_pattern"), where)
 
 
 def _load(file: Path) -> dict[str, Tensor]:
@@ -129,7 +133,9 @@ def _load(file: Path) -> dict[str, Tensor]:
     }
 
 
-def _low_rank(name: str, parts: Mapping[str, Tensor], config: Mapping[str, Any], file: Path) -> LowRank:
+def _low_rank(
+    name: str, parts: Mapping[str, Tensor], config: Mapping[str, Any], alphas: Patterns, file: Path
+) -> LowRank:  # fmt: skip
     if set(parts) == {"full"}:
         none = torch.empty(0, 0)
         return LowRank(none, none, 1.0, full=parts["full"])
@@ -138,20 +144,9 @@ def _low_rank(name: str, parts: Mapping[str, Tensor], config: Mapping[str, Any],
     if a is None or b is None or a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
         raise fault(file, "lora_A and lora_B are missing or do not match", name)
     rank, module = a.shape[0], name.removesuffix(".weight")
-    alpha = _by_pattern(config.get("alpha_pattern") or {}, module, config["lora_alpha"])
+    alpha = alphas.value(module, config["lora_alpha"])
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return LowRank(a, b, scale, embedding or bool(config.get("fan_in_fan_out")), parts.get("full"))
-
-
-def _by_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
-    """The first pattern that matches the end of the module's name, from a dot on."""
-    for pattern, value in patterns.items():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-        except re.error:
-            raise LuthierError(f"the pattern {pattern!r} of the adapter makes no sense") from None
-    return default
 
 
 def save_adapter(folder: str | os.PathLike[str], changes: Mapping[str, LowRank], base_model: str | None = None) -> Path:

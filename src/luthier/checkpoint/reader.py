@@ -219,7 +219,7 @@ def _read_index(index: Path) -> dict[str, str]:
     if not isinstance(listed, dict) or not listed or not all(isinstance(v, str) for v in listed.values()):
         raise LuthierError("has no weight_map from tensors to files", where=str(index))
     for name, file in listed.items():
-        if Path(file).name != file or file in ("", ".", "..") or "\\" in file or "\0" in file:
+        if Path(file).name != file or file in ("", ".", "..") or len(file) > 200 or "\\" in file or "\0" in file:
             raise LuthierError(f"tensor {name!r} points outside the folder, to {file!r}: refused", where=str(index))
     return listed
 
@@ -267,7 +267,9 @@ def _check_against_config(path: Path, config: Mapping[str, Any], tensors: Mappin
     """Cheap tests that config.json and the tensors speak of the same model."""
     if config["model_type"] not in anatomy.FAMILIES:
         return
-    layers = anatomy.layers_of(config)
+    layers, said = anatomy.layers_of(config), anatomy.layers_said(config)
+    if said is not None and layers is None:
+        raise LuthierError(f"says {said!r} layers", where=str(path / "config.json"))
     have = {info.layer for info in tensors.values()}
     missing = next((n for n in range(layers or 0) if n not in have), None)
     if missing is not None:

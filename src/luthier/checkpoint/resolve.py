@@ -11,7 +11,8 @@ from luthier.checkpoint import bundled
 from luthier.checkpoint.cache import cache_folder, locked
 from luthier.checkpoint.gguf import from_gguf
 from luthier.checkpoint.reader import PICKLES, Checkpoint
-from luthier.errors import LuthierError, nearest
+from luthier.errors import LuthierError, nearest, said
+from luthier.kit.paths import there
 
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*", "NOTICE*"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -19,20 +20,20 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 def resolve(name: str | os.PathLike[str]) -> Checkpoint:
     """The checkpoint `name` stands for. LuthierError with the nearest known name, or with the Hub's answer."""
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path, text = there(name), os.fspath(name)
+    if path and path.is_dir():
         return Checkpoint.open(path)
-    if path.is_file():
+    if path and path.is_file():
         return _from_file(path)
-    text = os.fspath(name)
     if text in bundled.MODELS:
         return Checkpoint.open(bundled.MODELS[text]())
-    if _HUB_ID.fullmatch(text) and not path.parent.is_dir():
+    folder = there(os.path.dirname(text) or ".")
+    if _HUB_ID.fullmatch(text) and not folder:
         return Checkpoint.open(_from_hub(text))
-    beside = [str(p) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    beside = [str(p) for p in folder.iterdir() if p.is_dir()] if folder and folder.is_dir() else []
     near = nearest(text, [*bundled.MODELS, *beside])
     do = f"did you mean {near!r}?" if near else f"give a folder, a Hub id (owner/name) or {', '.join(bundled.MODELS)}"
-    raise LuthierError(f"no model {text!r}", do=do)
+    raise LuthierError(f"no model {said(text, 200)}", do=do)
 
 
 def _from_file(path: Path) -> Checkpoint:

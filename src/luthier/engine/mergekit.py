@@ -39,7 +39,7 @@ def to_recipe(marked: Marked) -> dict[str, Any]:
     """The recipe, as plain values, with the one step `merged`. LuthierError names file and line."""
     top = _map(marked, (), KEYS, OTHERS)
     method = top.get("merge_method")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise unknown("merge_method", str(method), METHODS, where=marked.where("merge_method"))
     base = _model(marked, ("base_model",)) if top.get("base_model") is not None else None
     if base is None and method != "linear":
@@ -52,7 +52,7 @@ def to_recipe(marked: Marked) -> dict[str, Any]:
     step = {"use": METHODS[method], **({"base": base} if base else {}), "experts": experts, "set": fields}
     dtype = "out_dtype" if top.get("out_dtype") is not None else "dtype"
     if top.get(dtype) is not None:
-        if top[dtype] not in DTYPES:
+        if not isinstance(top[dtype], str) or top[dtype] not in DTYPES:
             raise unknown("dtype", str(top[dtype]), DTYPES, where=marked.where(dtype))
         step["dtype"] = DTYPES[top[dtype]]
     return {"luthier": 1, "steps": {"merged": step}}

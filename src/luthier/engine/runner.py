@@ -21,7 +21,7 @@ import torch
 from luthier.checkpoint.reader import Checkpoint
 from luthier.checkpoint.writer import check_saveable, put_model, write_folder
 from luthier.engine.spec import TrainSpec
-from luthier.engine.subject import Subject_, load
+from luthier.engine.subject import Subject_, load, load_tokenizer
 from luthier.errors import LuthierError, unknown
 from luthier.flows import Certificate, Data, Table, Trace
 from luthier.kit.context import Context
@@ -128,13 +128,12 @@ def opened(source: Any, ctx: Context) -> tuple[Any, Any]:
 
 
 def _made(source: NewModel, ctx: Context) -> tuple[Any, Any]:
-    import transformers
 
     from luthier.engine.tokenize import train_tokenizer
     from luthier.model.build import build_model
 
     if source.tokenizer is not None:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source.tokenizer)
+        tokenizer = load_tokenizer(source.tokenizer)
     else:
         assert source.train_on is not None
         texts = [t for item in source.train_on.train for t in (item.text, item.prompt, item.answer) if t]
@@ -223,7 +222,7 @@ def device_of(word: str) -> torch.device:
     """The device a recipe names; `auto` takes an accelerator if there is one."""
     if word == "auto":
         word = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if not re.fullmatch(r"(cpu|mps|cuda)(:\d+)?", word):
+    if not re.fullmatch(r"(cpu|mps|cuda)(:\d{1,3})?", word):
         raise unknown("device", word, ("auto", "cpu", "cuda", "cuda:0", "mps"))
     device = torch.device(word)
     there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}.get(device.type, lambda: True)()

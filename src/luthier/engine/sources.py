@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from luthier.errors import LuthierError, nearest, unknown
+from luthier.errors import LuthierError, nearest, said, unknown
 from luthier.flows import Item
+from luthier.kit.paths import there
 
 CHARS = 1024
 """Characters of a window, by default: about 300 tokens."""
@@ -37,18 +39,35 @@ def find(kind: str, place: str, settings: Mapping[str, Any]) -> Source:
     if kind == "text" and place == "stdlib":
         root = Path(sysconfig.get_paths()["stdlib"])
         pattern = settings.get("glob", "*.py")
-        files = [p for p in root.rglob(pattern) if not _NOT_STDLIB & set(p.relative_to(root).parts)]
+        files = [p for p in _matching(root, pattern) if not _NOT_STDLIB & set(p.relative_to(root).parts)]
     else:
-        root = Path(place).expanduser()
-        if not root.exists():
-            beside = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
-            near = nearest(root.name, beside)
-            raise LuthierError(f"no file {place}", where="source", do=f"did you mean {near!r}?" if near else None)
+        root = there(place) or _nowhere(place)
         pattern = settings.get("glob", "*.jsonl" if kind == "jsonl" else "*")
-        files = [p for p in root.rglob(pattern) if p.is_file()] if root.is_dir() else [root]
+        files = [p for p in _matching(root, pattern) if p.is_file()] if root.is_dir() else [root]
+        if not root.is_dir() and not root.is_file():  # a pipe or a device has no end
+            raise LuthierError(f"{place} is no plain file", where="source")
     if not files:
         raise LuthierError(f"no files {pattern} in {root}", where="source")
     return Source(kind, root, tuple(sorted(files)), settings.get("chars", CHARS))
+
+
+def _nowhere(place: str) -> NoReturn:
+    """The error for a path where nothing stands, with the nearest name beside it."""
+    folder = there(os.path.dirname(place) or ".")
+    beside = [p.name for p in folder.iterdir()] if folder and folder.is_dir() else []
+    near = nearest(os.path.basename(place), beside)
+    raise LuthierError(f"no file {said(place, 200)}", where="source", do=f"did you mean {near!r}?" if near else None)
+
+
+def _matching(root: Path, pattern: str) -> Iterator[Path]:
+    """The paths below `root` that a glob names; never others."""
+    if ".." in Path(pattern).parts:
+        raise LuthierError(f"the glob {said(pattern)} leads out of its folder", where="set.glob")
+    try:
+        yield from root.rglob(pattern)
+    except (NotImplementedError, ValueError) as fault:
+        what = f"{said(pattern)} is no glob ({fault})"
+        raise LuthierError(what, where="set.glob", do="write one such as *.txt") from None
 
 
 @dataclass(frozen=True)
@@ -106,13 +125,17 @@ def windows(text: str, path: Path, chars: int) -> Iterator[Item]:
 
 def lines(text: str, path: Path, chars: int = 0) -> Iterator[Item]:
     """One item a line: {"text"}, {"prompt", "answer" or "completion"} or {"messages": [{"role", "content"}]}."""
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # JSON may hold what else counts as a line's end
         if line.strip():
             where = f"{path}:{number}"
             try:
                 raw = json.loads(line)
-            except json.JSONDecodeError as fault:
-                raise LuthierError(f"not JSON: {fault.msg}", where=where) from None
+                if "\\u" in line:
+                    json.dumps(raw, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                raise LuthierError("not text: half of a surrogate pair", where=where) from None
+            except (ValueError, RecursionError) as fault:
+                raise LuthierError(f"not JSON: {getattr(fault, 'msg', fault)}", where=where) from None
             yield _line(raw, where, {"file": path.name, "line": number})
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.checkpoint.header import CODES
 from luthier.checkpoint.reader import Checkpoint, TensorInfo
 from luthier.checkpoint.writer import ShardWriter, config_with_dtype, copy_sidecars, write_folder
 from luthier.engine.pieces import BATCH, CHUNK, Inputs, Memory, Source, check_grain, where
@@ -169,6 +170,9 @@ def _check_alike(reference: Source, expert: Source) -> None:
         other = expert.tensors.get(name)
         if other is None:
             raise LuthierError("has no such tensor", where=where(expert, name), do=f"{where(reference, name)} has it")
+        if other.dtype.is_floating_point != info.dtype.is_floating_point:
+            what = f"is of {CODES[other.dtype]}, {where(reference, name)} of {CODES[info.dtype]}"
+            raise LuthierError(what, where=where(expert, name), do="merge models of one kind")
         if other.shape != info.shape:
             vocabulary = info.role in ("embed", "head") and other.shape[1:] == info.shape[1:]
             raise LuthierError(

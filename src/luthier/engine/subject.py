@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from luthier.checkpoint.anatomy import text_config
 from luthier.checkpoint.delta import Delta
 from luthier.checkpoint.reader import Checkpoint
 from luthier.checkpoint.resolve import resolve
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, said
 from luthier.kit.precision import cast_, working
 
 
@@ -74,8 +76,49 @@ def load(source: Checkpoint) -> tuple[Any, Any]:
     import luthier.model  # noqa: F401  registers our own architecture with the Auto classes
 
     path = source.path
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto", use_safetensors=True)
-    return model, transformers.AutoTokenizer.from_pretrained(path)
+    _check_counts(source)
+    with _placed(path, "transformers cannot load the model"):
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            path, dtype="auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers would fill them with random numbers
+        raise LuthierError(f"lacks {len(missing)} tensors that its config.json calls for, such as {missing[0]!r}",
+                           where=str(path), do="is it the config.json of this model?")  # fmt: skip
+    return model, load_tokenizer(path)
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer in a model's folder. No remote code is run."""
+    import transformers
+
+    with _placed(path, "its tokenizer cannot be read"):
+        return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
+@contextmanager
+def _placed(path: Path, what: str) -> Iterator[None]:
+    """Whatever transformers and its kin raise, as one line; but Ctrl-C and want of memory."""
+    try:
+        yield
+    except (LuthierError, MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic in a tokenizer's Rust is no Exception
+        if "can't allocate memory" in str(error):
+            raise
+        why = f"{type(error).__name__}: {said(' '.join(str(error).split()), 160)}"
+        raise LuthierError(f"{what} ({why})", where=str(path), do="see its config.json and tokenizer files") from None
+
+
+def _check_counts(source: Checkpoint) -> None:
+    """A config.json may call for layers or experts without end: building them would never be done."""
+    config = {**source.config, **text_config(source.config)}
+    for key, value in config.items():
+        most = max(1000, len(source.tensors)) if re.search(r"layers?$", key) else 100_000 if "experts" in key else None
+        if most and isinstance(value, int) and value > most:
+            what = f"{key} is {value}, and there are {len(source.tensors)} tensors"
+            raise LuthierError(what, where=str(source.path / "config.json"))
 
 
 def _delta(source: Any, base: Any) -> Delta | None:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, said
 from luthier.flows import Item
 
 IGNORE = -100
@@ -157,9 +158,13 @@ def _conversation(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> tupl
 
 
 def _render(messages: Sequence[Mapping[str, str]], tokenizer: Any, prompt: bool = False) -> str:
-    return tokenizer.apply_chat_template(
-        [dict(turn) for turn in messages], tokenize=False, add_generation_prompt=prompt
-    )
+    try:
+        return tokenizer.apply_chat_template(
+            [dict(turn) for turn in messages], tokenize=False, add_generation_prompt=prompt
+        )
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, TemplateError) as fault:
+        why = f"{type(fault).__name__}: {said(str(fault), 120)}"
+        raise LuthierError(f"the tokenizer's chat template fails ({why})", do="mend chat_template.jinja") from None
 
 
 def _plain(text: str, tokenizer: Any) -> list[int]:

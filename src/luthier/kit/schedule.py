@@ -8,8 +8,19 @@ from typing import Any
 
 from luthier.errors import LuthierError
 
+MOST = 3e38
+"""about the largest number of fp32, in which methods compute"""
+
 
 def at(schedule: Any, name: str, depth: float | None) -> float:
+    """`value_at`, refused where fp32 cannot hold it."""
+    value = value_at(schedule, name, depth)
+    if abs(value) > MOST:
+        raise LuthierError(f"{value:g} is too large for fp32", where=f"tensor {name!r}")
+    return value
+
+
+def value_at(schedule: Any, name: str, depth: float | None) -> float:
     """The schedule's value for the tensor `name` at `depth` in [0, 1] (None: outside the layers).
 
     A list is interpolated linearly over depth; tensors outside the layers take its first value

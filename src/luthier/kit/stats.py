@@ -91,7 +91,7 @@ def benjamini_hochberg(ps: Sequence[float]) -> list[float]:
     order = sorted(range(len(ps)), key=lambda i: ps[i], reverse=True)
     adjusted, least = [1.0] * len(ps), 1.0
     for place, i in enumerate(order):
-        least = min(least, ps[i] * len(ps) / (len(ps) - place))
+        least = min(least, ps[i] * (len(ps) / (len(ps) - place)))  # in this order never below p itself
         adjusted[i] = least
     return adjusted
 
@@ -106,7 +106,7 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
 
 def _ranks(x_N: Tensor) -> Tensor:
     less_N = (x_N[:, None] > x_N).sum(1)
-    return less_N + ((x_N[:, None] == x_N).sum(1) + 1) / 2.0
+    return less_N + ((x_N[:, None] == x_N).sum(1).double() + 1) / 2
 
 
 def t_cdf(t: float, freedom: int) -> float:

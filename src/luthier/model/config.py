@@ -27,7 +27,12 @@ from luthier.shapes import Part
 SLOTS = ("mixer", "ffn", "norm", "linear", "head", "layer", "stack")
 DEFAULTS = {"mixer": "block.attention", "ffn": "block.dense", "norm": "norm.rms"}
 OF_LAYERS = ("mixer", "ffn", "norm", "linear", "layer")
-KEY = re.compile(r"(?P<slot>\w+)(?:@(?P<first>-?\d+)(?:-(?P<last>-?\d+))?)?")
+KEY = re.compile(r"(?P<slot>\w+)(?:@(?P<first>-?\d{1,9})(?:-(?P<last>-?\d{1,9}))?)?")
+MOST = {
+    "vocab_size": 1 << 24, "hidden_size": 1 << 20, "intermediate_size": 1 << 24, "head_dim": 1 << 16,
+    "num_hidden_layers": 4096, "num_attention_heads": 1 << 16, "num_key_value_heads": 1 << 16,
+}  # fmt: skip
+"""beyond these a size is a slip of the pen, or would keep the machine busy before anything is checked"""
 
 
 @strict
@@ -61,6 +66,10 @@ class LuthierConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.rope_theta = float(self.rope_theta)
+        for name, most in MOST.items():
+            size = getattr(self, name)
+            if size is not None and not 1 <= size <= most:
+                raise LuthierError(f"{name} {size} is not from 1 to {most}", where=name)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
