@@ -147,10 +147,13 @@ def test_orders_by_hand(order, places):
     assert all(d.logits_BLV[..., MASK].eq(-torch.inf).all() for d in drafts)
 
 
-def test_ties_go_to_the_left():
-    model = Said([[0.0, -9.0, 1.0, 0.0, 0.0, 0.0]] * 5)
-    _, drafts = run(MaskedDiffusion(max_new_tokens=5, budget=2), [[4]], model)
-    assert drafts[0].open_BL.tolist() == [[True] * 5] and drafts[1].open_BL.tolist() == [[False] * 3 + [True] * 2]
+@pytest.mark.parametrize(("length", "first"), [(5, 3), (40, 20)])
+def test_ties_go_to_the_left(length, first):
+    """Also on a long canvas, where a sort that need not keep the order of equals does not."""
+    model = Said([[0.0, -9.0, 1.0, 0.0, 0.0, 0.0]] * length)
+    _, drafts = run(MaskedDiffusion(max_new_tokens=length, budget=2), [[4]], model)
+    assert drafts[0].open_BL.tolist() == [[True] * length]
+    assert drafts[1].open_BL.tolist() == [[False] * first + [True] * (length - first)]
 
 
 def test_a_threshold_is_reached_by_equality():
