@@ -1,6 +1,7 @@
 """The command line: light where it must be, one line for every error, exit codes that mean something."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -30,6 +31,7 @@ def home(tmp_path_factory):
         f"luthier: 1\ndata: {{book: {{source: 'text:{folder}/book.txt'}}}}\n"
         f"steps:\n  a: {{use: tune.full, model: {base}, data: book, train: {{steps: 2}}}}\n"
     )
+    (folder / "empty.yaml").write_text("# nothing yet\n")
     (folder / "merge.yaml").write_text(
         f"luthier: 1\nsteps:\n  m: {{use: merge.linear, experts: [{base}, {folder}/one]}}\n"
     )
@@ -156,6 +158,9 @@ WRONG = [
     (["merge", "merg.yaml", "out"], "unknown recipe 'merg.yaml'; did you mean 'merge.yaml'?"),
     (["merge", "r.yaml", "out"], "r.yaml: holds 2 steps, and merge does one; run it whole: luthier run r.yaml"),
     (["merge", "tune.yaml", "out"], "tune.yaml: holds no merge; run it whole: luthier run tune.yaml"),
+    (["run", "empty.yaml"], "empty.yaml:1: this is no recipe yet"),
+    (["run", "r.yaml", "--set", "hardware.device=cuda:7"], "--set hardware.device=cuda:7: there is no cuda:7 here"),
+    (["eval", "base", "--data", "book.txt", "--device", "cuda:7"], "there is no cuda:7 here; use auto or cpu"),
     (["run", "base"], "base: is a folder without a recipe.yaml"),
     (["run", "book.txt"], "book.txt:1: the recipe must be a map, got 'the 0 quick brown foxes jump over 0"),
     (["merge", "merge.yaml", "out", "--set", "m.weigts=[1, 2]"], "did you mean 'weights'?"),
@@ -212,6 +217,13 @@ def test_plan_runs_nothing_and_says_what_it_takes(home, monkeypatch, capsys):
     assert [s["name"] for s in plan["steps"]] == ["a", "t"] and plan["leaked"] == 0
 
 
+def test_plan_says_when_memory_is_short(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    for free, short in ((1 << 60, False), (1000, True), (None, False)):
+        monkeypatch.setattr("luthier.recipe_plan.free_memory", lambda free=free: free)
+        assert ("may not fit" in said(capsys, "plan", "r.yaml")[1]) is short
+
+
 def test_plan_says_what_cannot_work(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
     code, out, _ = said(capsys, "plan", "r.yaml", "--set", "data.book.split.train=0")
@@ -222,7 +234,8 @@ def test_run_plans_runs_and_reports(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
     code, out, _ = said(capsys, "run", "r.yaml")
     assert code == 0
-    places = [out.index(word) for word in ("Plan", "a: tune.full", "✓ a", "✓ t", "Results", "Report: ", "Next:")]
+    words = ("Plan", "a: tune.full", "✓ a", "✓ t", "Results", "book has no scored answers", "Report: ", "Next:")
+    places = [out.index(word) for word in words]
     assert places == sorted(places)
     assert out.split("Next:")[1].count("  luthier ") == 2
     assert (home / "runs" / "r" / "report.html").exists()
@@ -231,6 +244,9 @@ def test_run_plans_runs_and_reports(home, monkeypatch, capsys):
     assert code == 0 and out.count("done before, kept") == 2
     code, out, _ = said(capsys, "report", "r")
     assert out.strip().endswith("report.html")
+    shutil.rmtree(home / "runs" / "r" / "steps" / "t")  # as a stopped --fresh leaves it
+    code, out, err = said(capsys, "report", "r", "--markdown")
+    assert code == 0, err
 
 
 def test_merge_writes_a_model(home, tmp_path, capsys):
