@@ -63,6 +63,16 @@ def test_the_card_of_a_tune_is_a_recipe_that_reads(home, tmp_path):
     assert dict(made.data["data0"]) == data and step.train.steps == 1
 
 
+def test_the_card_of_a_new_model_names_no_base(home, tmp_path):
+    from luthier.engine.runner import NewModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    train = {"steps": 1, "batch": 2, "max_length": 32}
+    tuned = luthier.load("tune.full").apply(model=NewModel(sizes, home / "base"), data=tiny.text_data(), train=train)
+    card = (tuned.save(tmp_path / "out") / "README.md").read_text()
+    assert "Base:" not in card and "base_model" not in card and "hidden_size: 16" in card
+
+
 def test_the_cards_of_what_came_from_the_bundled_model_say_so():
     from luthier.engine.apply import _notes
 

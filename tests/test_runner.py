@@ -320,6 +320,21 @@ def test_a_model_from_nothing(home, tmp_path):
     assert again.records["a"].output == run.records["a"].output
 
 
+def test_a_tokenizer_alone_brings_no_notes_on_weights(home, tmp_path, monkeypatch):
+    """A new model with the bundled model's tokenizer has weights of its own."""
+    from luthier.checkpoint import bundled
+
+    raw = a_recipe(home)
+    monkeypatch.setattr(bundled, "MODELS", {"smollm2": lambda: home / "base"})
+    new = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    said = {}
+    for name, model in {"new": {"new": new, "tokenizer": "smollm2"}, "tuned": "smollm2"}.items():
+        raw["steps"] = {"a": {**raw["steps"]["a"], "model": model}, "m": {"use": "merge.linear", "experts": ["a"]}}
+        run = luthier.run(raw, folder=tmp_path / name)
+        said[name] = bundled.NOTES["smollm2"] in (run.path("m") / "README.md").read_text()
+    assert said == {"new": False, "tuned": True}
+
+
 def test_a_launcher_with_several_processes_is_refused(home, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(LuthierError, match="runs in one process"):

@@ -178,13 +178,13 @@ class Inputs:
         from luthier.checkpoint.bundled import NOTES
 
         found: list[str] = []
-        left, seen = [(name, step) for name in reversed(step.names("model"))], set()
+        left, seen = [(name, step) for name in reversed(_weights(step))], set()
         while left:
             name, at = left.pop()
             if name in self.recipe.steps:
                 if name not in seen:
                     inner = self.recipe.steps[name]
-                    left += [(other, inner) for other in reversed(inner.names("model"))]
+                    left += [(other, inner) for other in reversed(_weights(inner))]
                 seen.add(name)
             else:
                 found += [NOTES[name]] if name in NOTES else self.model(name, at).notices
@@ -201,6 +201,11 @@ class Inputs:
         used = {n for s in self.recipe.steps.values() if s.base in needed for n in s.names("data")}
         data = {k: v for k, v in (whole.get("data") or {}).items() if k in used}
         return to_yaml({"luthier": 1, "seed": self.recipe.seed} | ({"data": data} if data else {}) | {"steps": steps})
+
+
+def _weights(step: Step) -> list[str]:
+    """The models whose weights a step takes: of a new model only the tokenizer comes from elsewhere."""
+    return [] if isinstance(step.roles.get("model"), Mapping) else step.names("model")
 
 
 def is_change(path: Path) -> bool:

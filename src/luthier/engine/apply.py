@@ -174,7 +174,8 @@ def _tune(method: Tune, given: Mapping[str, Any]) -> TunedModel:
             objective=Objective.from_value(chosen["objective"]), optim=Optim.from_value(chosen["optim"]),
         )  # fmt: skip
         result, tokenizer = runner.trained(job, ctx)
-    text = model_card(_recipe_of(method, job, given), [method.id], _named(model), _notes(model))
+    base = None if isinstance(model, runner.NewModel) else _named(model)
+    text = model_card(_recipe_of(method, job, given), [method.id], base, _notes(model))
     return TunedModel(result.model, tokenizer, result.delta, result.history, result.stats, text)
 
 
@@ -184,8 +185,14 @@ def _recipe_of(method: Tune, job: Any, given: Mapping[str, Any]) -> str:
     for i, source in enumerate(_list(given["data"])):
         plain = source if isinstance(source, (str, Mapping)) else getattr(source, "name", type(source).__name__)
         data[f"data{i}"] = dict(plain) if isinstance(plain, Mapping) else {"source": plain}
+    model: Any = given["model"]
+    if isinstance(model, runner.NewModel):
+        trained = {"train": getattr(model.train_on, "name", None), "size": model.size}
+        model = {"new": dict(model.config), "tokenizer": str(model.tokenizer) if model.tokenizer else trained}
+    else:
+        model = _named(model)
     step = method.to_dict() | {
-        "model": _named(given["model"]), "data": list(data), "train": job.train.to_dict(),
+        "model": model, "data": list(data), "train": job.train.to_dict(),
         "objective": job.objective.to_dict(), "optim": job.optim.to_dict(),
     }  # fmt: skip
     return to_yaml({"luthier": 1, "seed": given.get("seed", 0), "data": data, "steps": {"model": step}})
