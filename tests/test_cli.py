@@ -296,6 +296,14 @@ def test_chat_answers_until_an_empty_line(home, monkeypatch, capsys):
     assert next(answers, None) is None
 
 
+def test_a_conversation_too_long_for_the_model_says_so(home, monkeypatch, capsys):
+    answers = iter(["hello", "hello " * 300])
+    monkeypatch.chdir(home)
+    monkeypatch.setattr("builtins.input", lambda prompt: next(answers))
+    code, _, err = said(capsys, "chat", "base", "--set", "max_new_tokens=3")
+    assert code == 2 and "tokens, the model's context 256; begin a new one" in err
+
+
 def test_every_command_has_help_and_options_with_words():
     for verb in VERBS:
         done = subprocess.run([sys.executable, "-m", "luthier", verb, "--help"], capture_output=True, text=True)

@@ -220,6 +220,10 @@ def do_chat(args: argparse.Namespace) -> None:
         while said := _ask():
             turns.append({"role": "user", "content": said})
             ids = prompt_ids(Item(id="", messages=tuple(turns)), tokenizer)
+            room = getattr(model.config, "max_position_embeddings", None)
+            if room is not None and len(ids) >= room:
+                what = f"the conversation has {len(ids)} tokens, the model's context {room}"
+                raise LuthierError(what, where=args.model, do="begin a new one")
             decoding = method.steps([(model, tokenizer)], [ids], ctx.with_(step=f"chat {len(turns)}"))
             _drain(decoding, stream=True)
             turns.append({"role": "assistant", "content": decoding.trace().texts[0]})
