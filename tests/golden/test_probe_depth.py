@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers import processors
 
 from luthier.errors import LuthierError
 from luthier.kit.context import Context
@@ -183,6 +184,20 @@ def test_letters_are_listed_and_scored():
     )  # E is no option: the next best letter counts
 
 
+def test_letters_are_those_of_a_tokenizer_that_starts_every_text():
+    """A tokenizer that puts a token before all it is given: the letters' own tokens are compared all the same."""
+    starts = tiny.tokenizer()
+    starts.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{tiny.START} $A", special_tokens=[(tiny.START, starts.convert_tokens_to_ids(tiny.START))]
+    )
+    assert len(starts("A")["input_ids"]) == 2
+    method, shares = Depth(protocols=["likelihood"], skip=[]), []
+    for tokenizer in (TOKENIZER, starts):
+        subjects = [tiny.TinySubject(letter, Letters(letter), tokenizer) for letter in "ABCD"]
+        shares.append([row["value"] for row in method.measure(subjects, [TASKS], Context()).dicts()])
+    assert shares[0] == shares[1] and sum(shares[0]) == 1 and len(set(shares[0])) > 1
+
+
 def sorted_prompts(model):
     """What the model was shown, in the order of the items' ids."""
     shown = {item.id: next(s for s in model.seen if f"\n{item.prompt}\n" in s) for item in TASKS.test}
@@ -268,6 +283,13 @@ def test_what_the_data_do_not_allow_is_noted(model):
     assert {k[0] for k in values(model, same, skip=[])} == {"nll"}
     unscored = tiny.TinyData("unscored", (), TASKS.test)
     assert {k[0] for k in values(model, unscored, skip=[])} == {"nll", "likelihood", "continuation"}
+
+
+def test_plain_text_among_tasks_has_nothing_to_choose(model):
+    """Shares are over the same items whatever the protocol, so one item without a prompt leaves the loss alone."""
+    mixed = tiny.TinyData("mixed", (), [*TASKS.test[:3], TEXT.test[0]])
+    found = values(model, mixed, skip=[])
+    assert set(found) == {("nll", None, None)} and found["nll", None, None]["n"] == 4
 
 
 def test_limits(model):
