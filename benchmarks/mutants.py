@@ -26,10 +26,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("id", nargs="*", help="methods; all of them if none is named")
     ids = parser.parse_args().id
-    rows = {row["id"]: row for row in json.loads(RESULT.read_text())["rows"]} if RESULT.exists() else {}
+    rows = earlier()
     for id_ in ids or sorted(cards()):
         found = hunt(id_)
         print("\n".join(found.lines()), flush=True)
+        rows = earlier()  # hunts that run side by side keep each other's
         rows[id_] = {
             "id": id_, "planted": found.tried, "noticed": found.noticed,
             "share": round(found.share, 4), "first noticed by": found.by,
@@ -40,6 +41,10 @@ def main() -> None:
         write(sorted(rows.values(), key=lambda r: r["id"]))
     planted, noticed = (sum(r[k] for r in rows.values()) for k in ("planted", "noticed"))
     print(f"together: {noticed} of {planted} ({noticed / planted:.1%}), goal {GOAL:.0%}")
+
+
+def earlier() -> dict[str, dict]:
+    return {row["id"]: row for row in json.loads(RESULT.read_text())["rows"]} if RESULT.exists() else {}
 
 
 def write(rows: list[dict]) -> None:
