@@ -26,7 +26,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("id", nargs="*", help="methods; all of them if none is named")
     ids = parser.parse_args().id
-    rows = earlier()
     for id_ in ids or sorted(cards()):
         found = hunt(id_)
         print("\n".join(found.lines()), flush=True)
@@ -39,7 +38,7 @@ def main() -> None:
             "source": source_hash(id_), "date": str(datetime.date.today()),
         }  # fmt: skip
         write(sorted(rows.values(), key=lambda r: r["id"]))
-    planted, noticed = (sum(r[k] for r in rows.values()) for k in ("planted", "noticed"))
+    planted, noticed = (sum(r[k] for r in earlier().values()) for k in ("planted", "noticed"))
     print(f"together: {noticed} of {planted} ({noticed / planted:.1%}), goal {GOAL:.0%}")
 
 
