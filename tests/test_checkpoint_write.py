@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from transformers.utils.logging import is_progress_bar_enabled
 
+from dying import die, ended, fork, kill_after
 from luthier.checkpoint import atomic
 from luthier.checkpoint.card import model_card
 from luthier.checkpoint.delta import same_bits
@@ -24,17 +24,13 @@ from luthier.checkpoint.writer import ShardWriter, config_with_dtype, copy_sidec
 from luthier.errors import LuthierError
 from luthier.testing import tiny
 
-WRITE_FOREVER = """
-import sys
-from luthier.checkpoint.atomic import write_folder
-n = int(sys.argv[2])
-print("ready", flush=True)
-while True:
-    n += 1
-    with write_folder(sys.argv[1]) as temp:
-        for name in "abc":
-            (temp / name).write_text(str(n) * 20000)
-"""
+
+def write_forever(out, n: int) -> None:
+    while True:
+        n += 1
+        with write_folder(out) as temp:
+            for name in "abc":
+                (temp / name).write_text(str(n) * 20000)
 
 
 def content(out) -> set[str]:
@@ -48,13 +44,9 @@ def test_killed_at_any_moment_the_old_folder_stays_whole(tmp_path):
             (temp / name).write_text("0" * 20000)
     rng = random.Random(0)
     for round_ in range(10):
-        command = [sys.executable, "-c", WRITE_FOREVER, str(out), str(100 * round_)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        assert process.stdout and process.stdout.readline() == b"ready\n"
-        time.sleep(rng.uniform(0, 0.05))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
+        pid = fork(lambda n=100 * round_: write_forever(out, n))
+        kill_after(pid, rng.uniform(0, 0.05))
+        assert ended(pid) == -signal.SIGKILL
         assert len(content(out)) == 1  # three files of one generation
     with write_folder(out) as temp:
         for name in "abc":
@@ -137,6 +129,59 @@ def test_without_a_call_to_exchange_folders_two_renames_do(tmp_path, monkeypatch
             (temp / "a").write_text(n)
     assert (tmp_path / "out" / "a").read_text() == "2"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_between_two_renames_the_old_folder_is_put_back(tmp_path, monkeypatch):
+    """Where folders cannot be exchanged a killed process may leave none: the next one finds it again."""
+    monkeypatch.setattr(atomic, "_exchange", lambda a, b: False)
+    out, rename = tmp_path / "out", os.rename
+    with write_folder(out) as temp:
+        (temp / "a").write_text("old")
+
+    def die_after_the_first(a, b):
+        rename(a, b)
+        die()
+
+    def write():
+        atomic.os.rename = die_after_the_first
+        with write_folder(out) as temp:
+            (temp / "a").write_text("new")
+
+    assert ended(fork(write)) == -signal.SIGKILL
+    assert not out.exists()
+    with pytest.raises(RuntimeError, match="mine"), write_folder(out):
+        raise RuntimeError("mine")
+    assert (out / "a").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_file_is_replaced_in_one_step_and_the_dead_leave_nothing(tmp_path):
+    page = atomic.write_file(tmp_path / "page", "old")
+
+    def write():
+        atomic.os.replace = lambda a, b: die()
+        atomic.write_file(page, "new")
+
+    assert ended(fork(write)) == -signal.SIGKILL
+    assert page.read_text() == "old" and len(list(tmp_path.iterdir())) == 2
+    atomic.write_file(page, "newer")
+    assert page.read_text() == "newer" and len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LuthierError, match="cannot be written"):
+        atomic.write_file(tmp_path / "file" / "page", "x")
+
+
+def test_a_folder_is_removed_whole(tmp_path):
+    """Killed on the way it is gone from its place, and swept up later."""
+    (tmp_path / "steps" / "a").mkdir(parents=True)
+
+    def remove():
+        atomic.shutil.rmtree = lambda *_, **__: die()
+        atomic.discard(tmp_path / "steps")
+
+    assert ended(fork(remove)) == -signal.SIGKILL
+    assert not (tmp_path / "steps").exists() and len(list(tmp_path.iterdir())) == 1
+    atomic.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_one_line_and_changes_nothing(tmp_path):
@@ -303,18 +348,16 @@ def test_killed_while_saving_models_the_folder_is_one_of_them(tmp_path):
     known = {Checkpoint.open(tmp_path / f"m{seed}").hash() for seed in (0, 1)}
     out, rng = tmp_path / "out" / "m", random.Random(1)
     save_model(out, models[0], tiny.tokenizer(), "card")
+
+    def save_forever():
+        while True:
+            rewrite(Checkpoint.open(tmp_path / "m1"), out, 9000, 0)
+            save_model(out, models[0], tiny.tokenizer(), "card")
+
     for _ in range(10):
-        child = os.fork()
-        if child == 0:
-            try:
-                while True:
-                    rewrite(Checkpoint.open(tmp_path / "m1"), out, 9000, 0)
-                    save_model(out, models[0], tiny.tokenizer(), "card")
-            finally:
-                os._exit(1)
-        time.sleep(rng.uniform(0.02, 0.3))
-        os.kill(child, signal.SIGKILL)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        pid = fork(save_forever)
+        kill_after(pid, rng.uniform(0.02, 0.3))
+        assert ended(pid) == -signal.SIGKILL
         assert Checkpoint.open(out).hash() in known
     save_model(out, models[0])
     assert [p.name for p in out.parent.iterdir()] == ["m"]

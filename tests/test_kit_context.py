@@ -82,7 +82,13 @@ def test_the_cache_makes_once(tmp_path):
     assert len(made) == 3
     Context().cached("mask", {"share": 0.05}, make)
     assert len(made) == 4
-    assert not [p for p in (tmp_path / "cache").iterdir() if "part" in p.suffix]
+    assert not [p for p in (tmp_path / "cache").iterdir() if p.suffix != ".safetensors" or p.name[0] == "."]
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path):
+    (tmp_path / "file").write_text("")
+    kept = Context(cache=tmp_path / "file" / "cache").cached("mask", {}, lambda: {"x": torch.ones(2)})
+    assert kept["x"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import luthier
+from dying import die, ended, fork
 from luthier import recipe_run
 from luthier.errors import LuthierError
 from luthier.ledger import Ledger, only_one
@@ -242,25 +240,48 @@ def test_the_hash_says_what_matters(home):
     assert recipe_run.done(home / "run", "nothing", plain) is None
 
 
-SCRIPT = "import sys, json, luthier; luthier.run(json.loads(sys.argv[1]), folder=sys.argv[2])"
-
-
-def test_a_killed_run_goes_on_where_it_broke(home, tmp_path):
-    raw = a_recipe(home, steps=150, save_every=10)
+def training(home, **train):
+    raw = a_recipe(home, **train)
     raw["steps"] = {"a": raw["steps"]["a"]}
-    command = [sys.executable, "-c", SCRIPT, json.dumps(raw)]
-    child = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "killed").glob("work/*/step-*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert not (tmp_path / "killed" / "steps" / "a").exists()
-    events = []
-    again = luthier.run(raw, folder=tmp_path / "killed", watch=events.append)
-    assert any(e["kind"] == "log" and "goes on after step" in e["text"] for e in events)
-    whole = luthier.run(raw, folder=tmp_path / "whole")
-    assert again.records["a"].output == whole.records["a"].output
+    return raw
+
+
+def test_killed_after_a_training_and_before_its_record_no_step_is_trained_again(home, tmp_path):
+    raw, events = training(home, save_every=2), []
+
+    def run():
+        recipe_run._Running._record = lambda *_, **__: die()
+        luthier.run(raw, folder=tmp_path)
+
+    assert ended(fork(run)) == -signal.SIGKILL
+    assert [p.name[0] for p in (tmp_path / "steps").iterdir()] == ["."] and Ledger(tmp_path).records() == []
+    done = luthier.run(raw, folder=tmp_path, watch=events.append)
+    assert any(e["kind"] == "log" and "goes on after step 4" in e["text"] for e in events)
+    assert not [e for e in events if e["kind"] == "metrics"] and done.records["a"].metrics["steps"] == 4
+    assert [p.name for p in (tmp_path / "steps").iterdir()] == ["a"] and not list((tmp_path / "work").iterdir())
+
+
+def test_killed_before_the_ledger_was_told_the_step_is_done_all_the_same(home, tmp_path):
+    raw = training(home, save_every=2)
+
+    def run():
+        Ledger.add = lambda *_: die()
+        luthier.run(raw, folder=tmp_path)
+
+    assert ended(fork(run)) == -signal.SIGKILL
+    assert (tmp_path / "steps" / "a" / "record.json").exists() and list((tmp_path / "work").iterdir())
+    again = luthier.run(raw, folder=tmp_path)
+    assert again.kept == ("a",) and [r.status for r in Ledger(tmp_path).records()] == ["done"]
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_ledger_that_cannot_be_written_does_not_hide_the_fault(home, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise LuthierError("the disk is full")
+
+    monkeypatch.setattr(Ledger, "add", refuse)
+    with pytest.raises(LuthierError, match="at training step"):
+        luthier.run(training(home, lr=1e30), folder=tmp_path)
 
 
 def test_ctrl_c_is_recorded_and_the_run_goes_on(home, tmp_path, terminal):

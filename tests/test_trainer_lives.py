@@ -1,27 +1,15 @@
-"""Training that is killed, and training by two processes: real processes, real signals, real gloo."""
+"""Training by two processes: real processes, real signals, real gloo. How it is killed stands in `torture/`."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-LIVES = Path(__file__).with_name("trainer_lives.py")
-
-
-def run(what: str, folder: Path) -> Path:
-    env = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} | {
-        "OMP_NUM_THREADS": "1"
-    }
-    done = subprocess.run([sys.executable, LIVES, what, folder], env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder
+from dying import script
 
 
 def history(out: Path) -> list[dict]:
@@ -36,24 +24,10 @@ def gap(a: Path, b: Path) -> float:
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory) -> Path:
-    return run("kill", tmp_path_factory.mktemp("kill"))
-
-
-@pytest.mark.parametrize("name", ["full", "lift"])
-def test_ten_deaths_leave_no_trace(killed, name):
-    """SIGKILL at ten random moments, six of them inside a save: the last byte is the same."""
-    told = json.loads((killed / f"{name}.json").read_text())
-    assert told["deaths"] == [-9] * 10
-    assert told["leftovers"] >= 1  # at least one death left a half-written save
-    assert "step-00000002" <= told["reached"] < "step-00000030"  # lives got on, and none but the last came to the end
-    assert (killed / f"{name}-calm.out").read_bytes() == (killed / f"{name}-killed.out").read_bytes()
-    assert len(history(killed / f"{name}-killed.out")) == 30
-
-
-@pytest.fixture(scope="module")
 def ranked(tmp_path_factory) -> Path:
-    return run("ranks", tmp_path_factory.mktemp("ranks"))
+    folder = tmp_path_factory.mktemp("ranks")
+    script("trainer_lives.py", "ranks", folder)
+    return folder
 
 
 @pytest.mark.parametrize("case", ["full", "full adam", "random", "lift", "odd", "moe"])

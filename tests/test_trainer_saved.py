@@ -130,3 +130,14 @@ def test_leftovers_of_a_killed_save_go(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
     saved.clear(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_newer_save_does_not_push_out_the_good_ones(tmp_path):
+    """A training that passed it over goes on below it: what it saves must stay, and the damaged one go."""
+    for step in (10, 12):
+        saved.save(tmp_path, step, {"x": torch.ones(2)}, keep=2)
+    (tmp_path / "step-00000012" / saved.MANIFEST).unlink()
+    saved.save(tmp_path, 11, {"x": torch.zeros(2)}, keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000011"]
+    place, broken = saved.newest(tmp_path)
+    assert place and place.name == "step-00000011" and broken == []

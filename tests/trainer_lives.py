@@ -1,6 +1,6 @@
-"""Processes for the tests of the trainer: `python trainer_lives.py kill|ranks FOLDER`. One import, then forks.
+"""Processes for the tests of the trainer: `python trainer_lives.py kill|ranks FOLDER [SEED]`. One import, then forks.
 
-kill: trains once undisturbed and once through ten deaths by SIGKILL; writes what each has learned.
+kill: trains once undisturbed and once through ten deaths by SIGKILL; writes what each has learned, and saved last.
 ranks: trains alone, and as two gloo processes; writes what each has learned and sent.
 """
 
@@ -12,8 +12,6 @@ import random
 import signal
 import socket
 import sys
-import time
-import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +20,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from dying import at_lines, die, ended, fork, kill_after
 from luthier.engine import ddp, saved
 from luthier.engine.trainer import Interrupted, TrainSpec, train
 from luthier.errors import LuthierError
@@ -37,24 +36,6 @@ from luthier.tune.lift import Lift
 from luthier.tune.random import Random
 
 TOKENIZER = tiny.tokenizer()
-
-
-def fork(body: Callable[[], None]) -> int:
-    """The id of a child that runs `body` and ends."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        body()
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-
-
-def ended(pid: int) -> int:
-    """The child's exit code; negative for the signal that killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def keep(result, out: Path) -> None:
@@ -87,32 +68,6 @@ def live(name: str, folder: Path, out: Path, say: Callable[[], None]) -> None:
     )
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def at_line(number: int, act: Callable[[], None]) -> list[int]:
-    """From now on the process acts as it comes to the number-th line that `saved.save` runs, or counts them."""
-    run = [0]
-
-    def trace(frame, event, arg):
-        if frame.f_code.co_filename != saved.__file__:
-            return None
-        if event == "line" and inside(frame):
-            run[0] += 1
-            if run[0] == number:
-                act()
-        return trace
-
-    def inside(frame):
-        while frame is not None and frame.f_code is not saved.save.__code__:
-            frame = frame.f_back
-        return frame is not None
-
-    sys.settrace(trace)
-    return run
-
-
 def die_half_written() -> None:
     """The next save writes half of its tensors, and the process dies."""
     whole = saved.save_file
@@ -130,13 +85,25 @@ def die_from_outside(pid: int, heard: int, steps: int, pause: float) -> None:
     """Kill a child a moment after it has made so many steps."""
     for _ in range(steps):
         os.read(heard, 1)
-    time.sleep(pause)
-    os.kill(pid, signal.SIGKILL)
+    kill_after(pid, pause)
+
+
+def at_line_of_a_save(number: int) -> list[int]:
+    """From now on the process dies as it comes to the number-th line that `saved.save` runs, or counts them."""
+    run = [0]
+
+    def count(place):
+        run[0] += 1
+        if run[0] == number:
+            die()
+
+    at_lines({saved.__file__}, count, inside=saved.save.__code__)
+    return run
 
 
 def lines_of_a_save(name: str, folder: Path) -> int:
     """Measured in a short life."""
-    run = at_line(0, die)
+    run = at_line_of_a_save(0)
     try:
         live(name, folder, folder / "none", lambda: int(run[0] > 0 and sys.exit()))
     except SystemExit:
@@ -152,7 +119,7 @@ def one_death(name: str, folder: Path, turn: str, lines: int, dice: random.Rando
 
     def body():
         if turn in ("line", "end"):
-            at_line(line, die)
+            at_line_of_a_save(line)
         elif turn == "half":
             die_half_written()
         live(name, folder / f"{name}-killed", folder / "none", lambda: os.write(said, b"."))
@@ -166,8 +133,8 @@ def one_death(name: str, folder: Path, turn: str, lines: int, dice: random.Rando
     return code
 
 
-def kill(folder: Path) -> None:
-    dice = random.Random(7)
+def kill(folder: Path, seed: int) -> None:
+    dice = random.Random(seed)
     for name in LIVES:
         lines = lines_of_a_save(name, folder / f"{name}-lines")
         deaths, leftovers = [], 0
@@ -177,6 +144,9 @@ def kill(folder: Path) -> None:
         last, _ = saved.newest(folder / f"{name}-killed")
         for kind in ("calm", "killed"):
             live(name, folder / f"{name}-{kind}", folder / f"{name}-{kind}.out", int)
+            last_save = saved.newest(folder / f"{name}-{kind}")[0]
+            assert last_save and last_save.name == "step-00000030"
+            (last_save / saved.TENSORS).rename(folder / f"{name}-{kind}.save")
         told = {"deaths": deaths, "leftovers": leftovers, "reached": last.name if last else None, "lines": lines}
         (folder / f"{name}.json").write_text(json.dumps(told))
 
@@ -304,4 +274,7 @@ def ranks(folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may ignore it
-    {"kill": kill, "ranks": ranks}[sys.argv[1]](Path(sys.argv[2]))
+    if sys.argv[1] == "kill":
+        kill(Path(sys.argv[2]), int(sys.argv[3]))
+    else:
+        ranks(Path(sys.argv[2]))

@@ -55,7 +55,6 @@ def known(home) -> dict[str, str]:
 def test_forked(home, known, tmp_path, times, tell):
     dice, out, wanted = random.Random(3), tmp_path / "here" / "out", ["0.3"]
     mortal = Mortal(lambda: cli.main(["merge", str(home / f"{wanted[0]}.yaml"), str(out)]), WRITING)
-    mortal.body()
     mortal.measure()
     tally = {"clock": 0, "line": 0, "left": 0, "ended": 0, "new": 0}
     while tally["clock"] + tally["line"] < times(10, 47):

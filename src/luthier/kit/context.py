@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ class Context:
             save_file({k: v.contiguous() for k, v in made.items()}, part)
             part.rename(path)
         except (OSError, SafetensorError):  # a full or read-only disk only costs the next step its time
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
         return made
 
     def with_(self, **changes: Any) -> Context:
