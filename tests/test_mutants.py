@@ -2,6 +2,9 @@
 
 import ast
 import difflib
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -132,6 +135,33 @@ def test_a_hunt_tells_noticed_from_unnoticed():
     assert found.noticed + len(found.survivors) + len(found.harmless) == 4
     assert found.share >= 0.75
     assert found.lines()[0].startswith("merge.linear: ")
+
+
+TRIAL = """
+import pytest
+from luthier.testing import trials
+trials.SECONDS = 0.2
+tests = trials.Tests({known}, {{"test_it.py::test_a": 2.0, "test_it.py::test_b": 1.0}})
+pytest.main(["-qx", "-pno:cacheprovider", "test_it.py"], plugins=[tests])
+print("ran", *tests.seconds, "and", tests.failed, "noticed")
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "known", "says"),
+    [
+        ("pass", {}, "ran test_it.py::test_b test_it.py::test_a and  noticed"),
+        ("assert False", {}, "ran test_it.py::test_b and test_it.py::test_b noticed"),
+        ("while True: pass", {"test_it.py::test_b": 0.0}, None),
+    ],
+)
+def test_a_trial_runs_cheap_tests_first_and_ends_what_does_not_end(tmp_path, line, known, says):
+    (tmp_path / "test_it.py").write_text(f"def test_a():\n    pass\ndef test_b():\n    {line}\n")
+    run = subprocess.run(
+        [sys.executable, "-c", TRIAL.format(known=known)], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == (0 if says else -signal.SIGPROF), run.stderr
+    assert run.stdout.splitlines()[-1:] == [says] or not says
 
 
 @pytest.mark.slow
