@@ -34,7 +34,9 @@ def end_ids(model: nn.Module, tokenizer: Any) -> set[int]:
 def draw(p_BV: Tensor, u_B: Tensor) -> Tensor:
     """For each row the first token whose cumulative probability exceeds u times the total."""
     cumulative_BV = p_BV.double().cumsum(-1)
-    aim_B1 = (u_B.double() * cumulative_BV[:, -1])[:, None]
+    total_B = cumulative_BV[:, -1]
+    below_B = torch.nextafter(total_B, torch.zeros_like(total_B))  # u below 1 may round to all of it
+    aim_B1 = torch.minimum(u_B.double() * total_B, below_B)[:, None]
     return torch.searchsorted(cumulative_BV, aim_B1, right=True).clamp(max=p_BV.shape[-1] - 1)[:, 0]
 
 

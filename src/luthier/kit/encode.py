@@ -141,7 +141,8 @@ def _conversation(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> tupl
     labels: list[int] = []
     done = 0
     for place, turn in enumerate(messages):
-        before = _render(messages[:place], tokenizer, prompt=True) if turn["role"] == "assistant" else None
+        spoken = place and turn["role"] == "assistant"  # before the first turn there is nothing to render
+        before = _render(messages[:place], tokenizer, prompt=True) if spoken else None
         after = _render(messages[: place + 1], tokenizer) if before else ""
         if not before or len(before) < done or not whole.startswith(before) or not whole.startswith(after):
             continue
