@@ -26,7 +26,8 @@ MERGE = "luthier: 1\nsteps:\n  m: {use: merge.linear, experts: [./good, ./bad]}\
 
 class Case(NamedTuple):
     """make: writes the input into the folder it is given and tells the command, or what to call in Python.
-    says: words of the error, none if the input is rightly accepted.  memory: MiB it may take, cpu: seconds."""
+    says: words of the error, none if the input is rightly accepted.  memory: MiB it may take, cpu: seconds.  full: at
+    full length only."""
 
     name: str
     make: Callable[[Path], Command]
@@ -41,12 +42,20 @@ class Case(NamedTuple):
 
 
 CASES: dict[str, Case] = {}
+LONG = {
+    "header: 90 MB of names", "header: half a million names, the last one twice", "recipe: a line of 1500 steps",
+    "recipe: a ring of 1500 steps", "recipe: 19,000 keys", "recipe: 10,000 lists deep", "set: a bomb",
+    "recipe: a megabyte of one name", "recipe: a megabyte of one word", "certificate: a point of enormous numbers",
+    "data: a text of a megabyte", "polynomial: 12,000 brackets", "polynomial: billions of terms",
+    "polynomial: a bracket to the 200", "config: a family that is no decoder",
+}  # fmt: skip
+"""Half a second and more: at full length only."""
 
 
 def case(name: str, make: Callable[[Path], Command], *says: str, **bounds: Any) -> None:
     """Put a case into the table."""
     assert name not in CASES, name
-    CASES[name] = Case(name, make, says, **bounds)
+    CASES[name] = Case(name, make, says, full=name in LONG, **bounds)
 
 
 def entry(shape: Any, span: Any, dtype: Any = "F32") -> dict[str, Any]:

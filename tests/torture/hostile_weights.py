@@ -190,7 +190,7 @@ def heavy(here: Path):
     return merged(("{" + ",".join(names) + "}").encode(), data=0)(here)
 
 
-case("header: 90 MB of names", heavy, "in this model only", memory=3000, cpu=40, full=True)
+case("header: 90 MB of names", heavy, "layer 0 of 1 has no tensors", memory=3000, cpu=40)
 case("the model is a folder of nothing", lambda here: (
     folder(here, "good"), (here / "bad").mkdir(), merge(here))[-1], "holds no config.json")  # fmt: skip
 case("the model is twice the same", lambda here: (folder(here, "good"), merge(

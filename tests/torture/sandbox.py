@@ -7,7 +7,11 @@ what the child may write is `out`, `runs/`, `home/` (with the cache) and nothing
 put on the disk, DATA what it can take, CPU how long it can think.
 """
 
+import contextlib
+import gc
 import hashlib
+import importlib
+import io
 import json
 import os
 import resource
@@ -20,7 +24,7 @@ from typing import NamedTuple
 
 MIB, FILE = 1 << 20, 256 << 20
 PATIENCE = 20
-"""seconds after which a child that waits for something is killed"""
+"""seconds that a child may wait for something, beside five times what it may work: machines are shared"""
 ALLOWED = ("out", "runs", "home", "stdout", "stderr")
 """What a command may make or change in the folder it works in."""
 
@@ -71,7 +75,7 @@ def child(make, here: Path, limit: int, cpu: int) -> None:
         for name, number in (("stdout", 1), ("stderr", 2)):
             fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(fd, number)
-        signal.alarm(PATIENCE)
+        signal.alarm(PATIENCE + 5 * cpu)
         used = time.process_time()
         resource.setrlimit(resource.RLIMIT_CPU, (int(used) + cpu, int(used) + cpu + 1))
         data = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
@@ -126,27 +130,34 @@ def _text(path: Path) -> str:
     return path.read_bytes()[:20_000].decode("utf-8", "replace")
 
 
-def warm(folder: Path) -> None:
-    """Everything the cases will import, imported; and a model that they share."""
-    import importlib
+GOOD = ("run: whole and good", "recipe: whole and good", "mergekit: whole and good", "adapter: whole and good",
+        "data: whole and good", "model: whole and good", "index: whole and good")  # fmt: skip
 
+
+def warm(folder: Path) -> None:
+    """A model that the cases share; and everything they will import, imported by carrying out the good ones."""
+    import hostile
     import torch
 
+    from luthier.cli import main
     from luthier.testing import tiny
 
     torch.set_num_threads(1)
-    for name in ("cli_models", "cli_run", "cli_diff", "engine.trainer", "engine.stream", "report", "recipe_plan",
-                 "merge.linear", "eval.perplexity", "eval.compare", "eval.accuracy", "decode.sample", "sos.certify",
-                 "tune.full", "model.build"):  # fmt: skip
-        importlib.import_module(f"luthier.{name}")
-    for name in ("scipy.sparse", "clarabel", "transformers.models.llama.modeling_llama", "ruamel.yaml", "gguf"):
-        importlib.import_module(name)
     tiny.checkpoint(folder / "model")
     os.environ["HOSTILE_MODEL"] = str(folder / "model")
-    from luthier.engine.subject import Subject_
-
-    with Subject_("warm", folder / "model").open() as (model, tokenizer):
-        model(**tokenizer("warm", return_tensors="pt"))
+    for name in GOOD:
+        here = folder / hostile.CASES[name].place
+        here.mkdir(parents=True)
+        words = hostile.CASES[name].make(here)
+        os.chdir(here)
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert main(words) == 0, name  # type: ignore[arg-type]
+    for name in ("engine.trainer", "sos.certify", "tune.full", "model.build"):
+        importlib.import_module(f"luthier.{name}")
+    for name in ("clarabel", "scipy.sparse", "gguf"):
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # else the collector of every child copies the whole heap
 
 
 def main() -> None:
@@ -154,7 +165,7 @@ def main() -> None:
 
     import hostile
 
-    folder = Path(sys.argv[1])
+    folder = Path(sys.argv[1]).resolve()
     warm(folder / "warm")
     idle = hostile.Case("idle", lambda here: print, ())
     base = run(idle, folder).memory

@@ -14,7 +14,7 @@ from hostile import CASES
 
 HERE = Path(__file__).parent
 FULL = os.environ.get("LUTHIER_TORTURE") == "full"
-NAMES = list(CASES) if FULL else [name for i, name in enumerate(CASES) if i % 3 == 0 and not CASES[name].full]
+NAMES = [name for name in CASES if FULL or not CASES[name].full]
 HALF = re.compile(r"here/(\.?out|runs/[^/]+/steps/|runs/[^/]+/report|home/tmp/)|\.(tmp|old)-|\.part")
 """What must not stand where the command failed: an output, a part of one, or what it was made from."""
 
@@ -67,7 +67,7 @@ def test_the_judge_can_fail(left):
 
 
 def test_there_are_hundreds_of_them(left, tell):
-    assert len(CASES) >= 400 and len(NAMES) >= 100
+    assert len(NAMES) >= 400
     cpu, most = sum(one.cpu for one in left.values()), max(left.values(), key=lambda one: one.memory)
     refused = sum(one.code == 2 for one in left.values())
     tell(f"hostile inputs: {len(left)}, {refused} refused, {cpu:.0f} s of CPU in all, "
