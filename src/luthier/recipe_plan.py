@@ -120,7 +120,8 @@ class _Planning:
         free = shutil.disk_usage(self.folder if self.folder.exists() else Path()).free
         needed = sum(s.disk for s in steps)
         if needed > free:
-            word = f"needs {needed / 2**30:.1f} GiB of disk, {free / 2**30:.1f} are free"
+            unit, scale = ("GiB", 2**30) if needed >= 2**30 else ("MiB", 2**20)
+            word = f"needs {needed / scale:.1f} {unit} of disk, {free / scale:.1f} are free"
             self.problems.append(f"{self.folder}: {word}; free some, or give another folder")
         return Plan(steps, data, str(self.inputs.device), free, free_memory(), tuple(self.problems))
 

@@ -6,7 +6,6 @@ import datetime
 import hashlib
 import json
 import math
-import os
 import platform
 import tempfile
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.catalogue import cards, code_hash, source_hash
+from luthier.checkpoint.atomic import write_file
 from luthier.claims import _judge
 from luthier.claims._claim import Claim, OutOfReach, claim, claims, file_of
 from luthier.errors import LuthierError
@@ -146,7 +146,7 @@ class _Seeds:
         every = {k: v for k, v in self._all().items() if k != self.one.id} | ({self.one.id: entry} if entry else {})
         if every:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(self.path, json.dumps(every))
+            write_file(self.path, json.dumps(every))
         else:
             self.path.unlink(missing_ok=True)
 
@@ -182,14 +182,8 @@ def write(folder: Path, records: Iterable[dict[str, Any]]) -> None:
         if "unseen" in one:
             one["unseen"] = {**one["unseen"], "verdict": other["verdict"]}
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "verdicts.json", json.dumps({"verdicts": judged}, indent=1, allow_nan=False) + "\n")
-    _replace(folder / "verdicts.md", page(judged))
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_suffix(f"{path.suffix}.part{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_file(folder / "verdicts.json", json.dumps({"verdicts": judged}, indent=1, allow_nan=False) + "\n")
+    write_file(folder / "verdicts.md", page(judged))
 
 
 def page(judged: Sequence[Mapping[str, Any]]) -> str:
