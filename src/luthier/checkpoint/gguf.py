@@ -147,6 +147,7 @@ def _unpermuted(name: str, tensor: Tensor, config: Mapping[str, Any]) -> Tensor:
 
 def _tokenizer(file: GgufFile, folder: Path) -> None:
     keys = file.keys
+    _check_merges(file)
     known = keys.get("tokenizer.ggml.pre") in _DIGITS_APART and not keys.get("tokenizer.ggml.add_bos_token")
     if keys.get("tokenizer.ggml.model") == "gpt2" and known:
         _byte_level(file, folder)
@@ -155,11 +156,21 @@ def _tokenizer(file: GgufFile, folder: Path) -> None:
 
         try:
             AutoTokenizer.from_pretrained(file.path.parent, gguf_file=file.path.name).save_pretrained(folder)
-        except (ImportError, KeyError, ValueError, NotImplementedError) as error:
-            raise LuthierError(f"its tokenizer cannot be read ({str(error)[:120]})", where=str(file.path)) from None
+        except Exception as error:  # each library on the way has its own
+            why = said(" ".join(str(error).split()), 120)
+            raise LuthierError(f"its tokenizer cannot be read ({why})", where=str(file.path)) from None
     template = keys.get("tokenizer.chat_template")
     if isinstance(template, str):
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def _check_merges(file: GgufFile) -> None:
+    """Each merge joins two tokens to a third; at some that do not the tokenizers library would panic."""
+    known = set(file.keys.get("tokenizer.ggml.tokens", []))
+    for merge in file.keys.get("tokenizer.ggml.merges", []):
+        left, _, right = merge.partition(" ")
+        if not (left and right and {left, right, left + right} <= known):
+            raise LuthierError(f"its merges do not fit its tokens ({said(merge)})", where=str(file.path))
 
 
 def _byte_level(file: GgufFile, folder: Path) -> None:

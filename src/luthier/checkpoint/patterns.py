@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +30,9 @@ class Patterns:
             if not positive(value):
                 raise LuthierError("should be numbers above 0", where=self.where)
             try:
-                self.known.append((re.compile(rf"(.*\.)?({text})$"), value, _cost(text)))
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of letters that may mean more in a later Python
+                    self.known.append((re.compile(rf"(.*\.)?({text})$"), value, _cost(text)))
             except (re.error, RecursionError, OverflowError):
                 raise LuthierError("a pattern makes no sense", where=self.where) from None
 
