@@ -1,7 +1,9 @@
 """Streams: the canonical grid, what is refused, what is written."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from luthier.engine import stream
 from luthier.engine.pieces import CHUNK, Memory
 from luthier.engine.stream import plan_transform, run_transform, transform_tensors
 from luthier.errors import LuthierError
+from luthier.fields import thaw
 from luthier.kit.context import Context
 from luthier.merge.linear import Linear
 from luthier.merge.task_arithmetic import TaskArithmetic
@@ -74,13 +77,48 @@ class Drops(Transform):
     """Leaves the head out."""
 
     def plan(self, inputs):
-        import dataclasses
-
         left = {n: t for n, t in inputs.tensors.items() if "lm_head" not in n}
         return dataclasses.replace(inputs, tensors=left, config={**inputs.config, "tie_word_embeddings": True})
 
     def transform(self, tensors, ctx):
         return tensors.base
+
+
+class Plans(Transform):
+    """Gives what `made` says, with `config` changed: the mean of what it is shown."""
+
+    made: dict[str, Any]
+    config: dict[str, Any] | None = None
+    roles = ("base",)
+
+    def plan(self, inputs):
+        return inputs.giving(thaw(self.made), thaw(self.config))
+
+    def transform(self, tensors, ctx):
+        shown = [*([] if tensors.base is None else [tensors.base]), *tensors.experts]
+        ctx.emit("made", name=tensors.name, place=(tensors.role, tensors.depth, tensors.base is None, len(shown)))
+        return torch.stack(shown).mean(0)
+
+
+class Widens(Transform):
+    """Adds rows to what has the vocabulary's; `rows` are planned, `given` are made."""
+
+    rows: int = 3
+    given: int = 3
+    granularity = "tensor"
+    roles = ("base",)
+
+    def plan(self, inputs):
+        made = {
+            n: i._replace(shape=(i.shape[0] + self.rows, *i.shape[1:])) if i.role in ("embed", "head") else i
+            for n, i in inputs.tensors.items()
+        }
+        size = inputs.config["vocab_size"] + self.rows
+        return dataclasses.replace(inputs, tensors=made, config={**inputs.config, "vocab_size": size})
+
+    def transform(self, tensors, ctx):
+        more = self.given if tensors.role in ("embed", "head") else 0
+        return torch.nn.functional.pad(tensors.base, (0, 0) * (tensors.base.dim() - 1) + (0, more))
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +204,87 @@ def test_groups_stream_like_they_do_in_memory(folders, tmp_path):
     alone = max(i.numel for i in base.tensors.values())
     plan = plan_transform(Swaps(), base, experts, threads=1)
     assert plan.memory_bytes == max(largest, alone) * 8 * 3
+
+
+def renamed(names, layers):
+    """{output's name: names it is made from}: the tensors outside the layers, and these layers, or lists of them."""
+    made = {n: n for n in names if ".layers." not in n}
+    for to, of in enumerate(layers):
+        for name in (n for n in names if ".layers.0." in n):
+            there = [(None, name.replace(".0.", f".{i}.", 1)) for i in (of if isinstance(of, list) else [of])]
+            made[name.replace(".0.", f".{to}.", 1)] = there
+    return made
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory):
+    return tiny.checkpoint(tmp_path_factory.mktemp("deep") / "base", 0, num_hidden_layers=4)
+
+
+def test_layers_go_move_and_join(deep, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    base, seen = Checkpoint.open(deep), {}
+    method = Plans(made=renamed(base.tensors, [3, [1, 2]]), config={"num_hidden_layers": 2})
+    ctx = Context(watch=lambda e: seen.update({e["name"]: e["place"]}) if e["kind"] == "made" else None)
+    out = run_transform(method, base, [], tmp_path / "out", ctx)
+    model, ids = AutoModelForCausalLM.from_pretrained(deep), torch.arange(12)[None]
+    kept, other = model.model.layers[3], model.model.layers[2]
+    joined = model.model.layers[1]
+    with torch.no_grad():
+        for mine, yours in zip(joined.parameters(), other.parameters(), strict=True):
+            mine.copy_((mine + yours) / 2)
+    kept.self_attn.layer_idx, joined.self_attn.layer_idx = 0, 1
+    model.model.layers, model.config.num_hidden_layers = torch.nn.ModuleList([kept, joined]), 2
+    small = AutoModelForCausalLM.from_pretrained(out)
+    assert small.config.num_hidden_layers == 2 and Checkpoint.open(out).tensors.keys() == method.made.keys()
+    torch.testing.assert_close(small(ids).logits, model(ids).logits)
+    assert seen["model.layers.1.mlp.up_proj.weight"] == ("mlp.up", 1.0, False, 2)
+    assert seen["model.layers.0.mlp.up_proj.weight"] == ("mlp.up", 0.0, False, 1)
+    weights = load_file(deep / "model.safetensors")
+    made, written = transform_tensors(method, weights, [], Context()), load_file(out / "model.safetensors")
+    assert made.keys() == written.keys() and all(torch.equal(made[n], written[n]) for n in made)
+
+
+def test_an_output_is_made_from_the_models_it_names(folders, tmp_path):
+    base, experts = opened(folders)
+    norm, up = "model.norm.weight", "model.layers.0.mlp.up_proj.weight"
+    made = {norm: norm, up: [(1, up)], "lm_head.weight": [(0, "model.embed_tokens.weight"), (None, "lm_head.weight")]}
+    seen = {}
+    ctx = Context(watch=lambda e: seen.update({e["name"]: e["place"][2:]}) if e["kind"] == "made" else None)
+    out = load_file(run_transform(Plans(made=made), base, experts, tmp_path / "out", ctx) / "model.safetensors")
+    weights = [load_file(f / "model.safetensors") for f in folders]
+    assert seen == {norm: (False, 3), up: (True, 1), "lm_head.weight": (False, 2)} and out.keys() == made.keys()
+    assert torch.equal(out[up], weights[2][up])
+    both = weights[1]["model.embed_tokens.weight"], weights[0]["lm_head.weight"]
+    assert torch.equal(out["lm_head.weight"], (both[1] + both[0]) / 2)
+    assert torch.allclose(out[norm], sum(w[norm] for w in weights) / 3)
+
+
+def test_shapes_may_change_where_tensors_are_whole(deep, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    base = Checkpoint.open(deep)
+    out = run_transform(Widens(), base, [], tmp_path / "out", Context())
+    model = AutoModelForCausalLM.from_pretrained(out)
+    rows = model.get_input_embeddings().weight
+    old = load_file(deep / "model.safetensors")["model.embed_tokens.weight"]
+    assert len(rows) == len(old) + 3 and torch.equal(rows[:-3], old) and not rows[-3:].any()
+    with pytest.raises(LuthierError, match=r"lm_head.weight': gave the shape \[\d+, 32\] for"):
+        run_transform(Widens(given=2), base, [], tmp_path / "bad", Context())
+    assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("made", "what"),
+    [({"a": [(None, "nowhere")]}, "tensor 'nowhere': there is no such tensor"),
+     ({"a": [(0, "lm_head.weight")]}, "there is no expert 0"),
+     ({"lm_head.weight": [(None, "lm_head.weight"), (None, "model.norm.weight")]}, "needs granularity tensor or")],
+)  # fmt: skip
+def test_outputs_that_cannot_be_made(deep, tmp_path, made, what):
+    with pytest.raises(LuthierError, match=what):
+        run_transform(Plans(made=made), Checkpoint.open(deep), [], tmp_path / "out", Context())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,11 @@ class Transform(Method, ABC, shape=True):
     roles = ("base", "experts*")
 
     def plan(self, inputs: Any) -> Any:
-        """Names, shapes and config of the output, from those of the inputs; unchanged by default."""
+        """Names, shapes and config of the output, from those of the inputs; unchanged by default.
+
+        `inputs.giving({name: made from})` takes layers away, moves or joins them; a shape of `inputs.tensors`
+        may change where whole tensors are shown. What several layers share is written once, and config says so.
+        """
         return inputs
 
     def survey(self, inputs: Any, ctx: Ctx) -> Any:

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from luthier.checkpoint.anatomy import UNITS, belongs, role_of
 from luthier.checkpoint.reader import TensorInfo, check_finite
-from luthier.errors import unknown
+from luthier.errors import LuthierError, unknown
 from luthier.flows import Group, Piece
 
-__all__ = ["BATCH", "CHUNK", "Inputs", "Memory", "Source", "check_grain", "where"]
+__all__ = ["BATCH", "CHUNK", "Inputs", "Memory", "Source", "check_grain", "check_shapes", "where"]
 
 CHUNK, ROWS = 1 << 16, 64
 """The canonical grid. Changing either changes the last bits of some methods' results."""
@@ -37,6 +37,8 @@ BATCH = 1 << 18
 """Entries read at once, at most, unless one piece is larger."""
 
 T = TypeVar("T")
+Read = tuple[int | None, str]
+"""A tensor of a model: the expert's index, None for the base, and the tensor's name there."""
 
 
 class Source(Protocol):
@@ -69,8 +71,10 @@ class Memory:
 class Inputs:
     """What a Transform's `plan` and `survey` are given.
 
-    tensors: name → TensorInfo of what is transformed, in file order.  config: the output's config.json.
-    unit: of granularity `group`, what is shown together: attention, mlp or layer.
+    tensors: name → TensorInfo of what is to be written, in file order: at first what base and experts
+    have.  config: the output's config.json.  unit: of granularity `group`, what is shown together:
+    attention, mlp or layer.  reads: of outputs that are not made from the tensors of the same name in
+    the base and every expert, what they are made from: (the expert's index or None for the base, name).
     """
 
     base: Source | None
@@ -82,6 +86,7 @@ class Inputs:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     threads: int = 1
     batch: int = BATCH
+    reads: Mapping[str, tuple[Read, ...]] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -89,9 +94,11 @@ class Inputs:
         return sum(info.numel for info in self.tensors.values())
 
     @property
-    def widest(self) -> int:
-        """Entries a thread holds of each model at once, at most."""
-        return max((s.count for s in self._stretches(False)), default=0)
+    def held(self) -> int:
+        """Entries a thread holds at once, of all models together, at most."""
+        whole = self.granularity == "group"
+        return max((sum((i.numel if whole else s.count) * len(self.made_from(i.name)) for i in s.infos)
+                    for s in self._stretches(False)), default=0)  # fmt: skip
 
     @property
     def steps(self) -> int:
@@ -101,6 +108,47 @@ class Inputs:
     def only(self, name: str) -> Inputs:
         """The same inputs, but for one tensor."""
         return replace(self, tensors={name: self.tensors[name]})
+
+    def giving(self, made: Mapping[str, str | Sequence[Read]], config: Mapping[str, Any] | None = None) -> Inputs:
+        """The same inputs with other outputs, for a `plan` that takes layers away, moves or joins them.
+
+        made: the output's name → its name in the base and every expert, or what it is made from, as
+        (the expert's index or None for the base, name there): a Piece's base is the first of the base's, its
+        experts are the others in that order.  config: what changes in config.json.
+        LuthierError for a tensor that is not there.
+        """
+        models = [*([None] if self.base else []), *range(len(self.experts))]
+        reads = {n: tuple((m, r) for m in models) if isinstance(r, str) else tuple(r) for n, r in made.items()}
+        first = {n: self._info(*r[0]) for n, r in reads.items()}
+        family = (config or {}).get("model_type", self.config.get("model_type", "llama"))
+        places = {n: role_of(family, n) for n in made}
+        last = max((layer for _, layer in places.values() if layer is not None), default=0)
+        tensors = {
+            n: first[n]._replace(name=n, role=role, layer=layer, depth=None if layer is None else layer / max(last, 1))
+            for n, (role, layer) in places.items()
+        }
+        return replace(self, tensors=tensors, reads=reads, config={**self.config, **(config or {})})
+
+    def made_from(self, name: str) -> list[tuple[Source, TensorInfo]]:
+        """Where an output's values come from, in the order of the reads."""
+        if name not in self.reads:
+            return [(source, _there(source, name)) for source in self._sources]
+        return [(self._model(model), self._info(model, there)) for model, there in self.reads[name]]
+
+    def _model(self, model: int | None) -> Source:
+        if model is None and self.base:
+            return self.base
+        if model is None or not 0 <= model < len(self.experts):
+            raise LuthierError("there is no base" if model is None else f"there is no expert {model}")
+        return self.experts[model]
+
+    def _info(self, model: int | None, name: str) -> TensorInfo:
+        return _there(self._model(model), name)
+
+    def _base_at(self, name: str) -> int | None:
+        """Which of the values an output is made from is a Piece's base."""
+        models = [model for model, _ in self.reads[name]] if name in self.reads else [None] * bool(self.base)
+        return models.index(None) if None in models else None
 
     def pieces(self, sample: bool = False) -> Iterator[Any]:
         """All pieces (groups, with granularity `group`) in the canonical order, or with `sample` every 16th."""
@@ -125,8 +173,9 @@ class Inputs:
         for info in self.tensors.values():
             piece = _entries(info, self.granularity)
             step = piece if sample else max(1, self.batch // piece) * piece
-            for start in range(0, info.numel, step):
-                yield Stretch((info,), start, min(step, info.numel - start), piece)
+            count = self.made_from(info.name)[0][1].numel
+            for start in range(0, count, step):
+                yield Stretch((info,), start, min(step, count - start), piece)
 
     def _groups(self) -> Iterator[Stretch]:
         """The tensors of a unit by name, where its first one lies; those of no unit alone."""
@@ -141,14 +190,21 @@ class Inputs:
         return belongs(info.role, info.layer, self.unit)
 
     def _pieces(self, stretch: Stretch) -> Iterator[Piece]:
-        info = stretch.infos[0]
-        read = [s.read_flat(info.name, stretch.start, stretch.count) for s in self._sources]
-        for at in range(0, stretch.count, stretch.step):
-            yield self._piece(info, stretch.start + at, [flat[at : at + stretch.step] for flat in read])
+        info, (start, count, step) = stretch.infos[0], stretch[1:]
+        if self.granularity == "tensor":
+            yield self._whole(info)
+            return
+        read = [source.read_flat(there.name, start, count) for source, there in self.made_from(info.name)]
+        for at in range(0, count, step):
+            yield self._piece(info, start + at, [flat[at : at + step] for flat in read])
 
     def _group(self, infos: tuple[TensorInfo, ...]) -> Group:
-        pieces = {i.name: self._piece(i, 0, [s.read_flat(i.name, 0, i.numel) for s in self._sources]) for i in infos}
-        return Group(self.unit if self._in_unit(infos[0]) else "", infos[0].layer, infos[0].depth, pieces)
+        unit = self.unit if self._in_unit(infos[0]) else ""
+        return Group(unit, infos[0].layer, infos[0].depth, {info.name: self._whole(info) for info in infos})
+
+    def _whole(self, info: TensorInfo) -> Piece:
+        made_from = self.made_from(info.name)
+        return self._piece(info, 0, [source.read_flat(there.name, 0, there.numel) for source, there in made_from])
 
     @property
     def _sources(self) -> list[Source]:
@@ -156,12 +212,13 @@ class Inputs:
 
     def _piece(self, info: TensorInfo, start: int, read: Sequence[Tensor]) -> Piece:
         values = []
-        for source, flat in zip(self._sources, read, strict=True):
+        for (source, there), flat in zip(self.made_from(info.name), read, strict=True):
             part = flat.to(device=self.device, dtype=torch.float32)
             if not math.isfinite(float(part.sum())):  # sums overflow, too: the exact test decides
-                check_finite(info.name, part, where=where(source, info.name))
-            values.append(_shaped(part, info, self.granularity))
-        base = values.pop(0) if self.base else None
+                check_finite(there.name, part, where=where(source, there.name))
+            values.append(_shaped(part, there, self.granularity))
+        base_at = self._base_at(info.name)
+        base = None if base_at is None else values.pop(base_at)
         return Piece(info.name, info.role, info.shape, info.depth, start, base, tuple(values))
 
 
@@ -182,10 +239,26 @@ def check_grain(granularity: str, unit: str, method: str) -> None:
         raise unknown("unit", unit, UNITS, where=method)
 
 
+def check_shapes(inputs: Inputs, method: str) -> None:
+    """LuthierError for an output made in stretches from tensors of another shape than its own."""
+    for name, info in inputs.tensors.items():
+        for source, there in inputs.made_from(name):
+            if inputs.granularity in ("element", "row") and there.shape != info.shape:
+                what = f"has the shape {list(there.shape)}, {name!r} is to have {list(info.shape)}"
+                do = f"{method} needs granularity tensor or group to change shapes"
+                raise LuthierError(what, where=where(source, there.name), do=do)
+
+
 def where(source: Any, name: str) -> str:
     """File and tensor, for an error."""
     file = source.tensors[name].file if name in source.tensors else getattr(source, "path", "expert")
     return f"{file}: tensor {name!r}"
+
+
+def _there(source: Source, name: str) -> TensorInfo:
+    if name not in source.tensors:
+        raise LuthierError("there is no such tensor", where=where(source, name))
+    return source.tensors[name]
 
 
 def _entries(info: TensorInfo, granularity: str) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 from luthier.checkpoint.header import CODES
 from luthier.checkpoint.reader import Checkpoint, TensorInfo
 from luthier.checkpoint.writer import ShardWriter, config_with_dtype, copy_sidecars, write_folder
-from luthier.engine.pieces import BATCH, CHUNK, Inputs, Memory, Source, check_grain, where
+from luthier.engine.pieces import BATCH, CHUNK, Inputs, Memory, Source, check_grain, check_shapes, where
 from luthier.errors import LuthierError
 from luthier.flows import Group, Piece
 from luthier.kit.context import Context
@@ -50,7 +50,7 @@ def plan_transform(
     inputs = _prepare(method, base, experts, torch.device("cpu"), memory, threads)
     written = _written(_reference(base, experts), inputs, dtype)
     read = sum(info.nbytes for s in _sources(base, experts) for info in s.tensors.values())
-    held = inputs.threads * inputs.widest * 8 * (len(experts) + 1)
+    held = inputs.threads * inputs.held * 8
     return Plan(written, read, sum(i.nbytes for i in written), held, inputs.count * (len(experts) + 1) * NS / 1e9)
 
 
@@ -104,13 +104,14 @@ def transform_tensors(
     held = None if base is None else Memory(base)
     inputs = _prepare(method, held, [Memory(e) for e in experts], ctx.device, 1 << 30, 1)
     origin = base if base is not None else experts[0]
-    made = {n: torch.empty(t.shape, dtype=t.dtype) if n in inputs.tensors else t.clone() for n, t in origin.items()}
+    made = {n: t.clone() for n, t in origin.items() if not t.is_floating_point()}
+    made |= {n: torch.empty(info.shape, dtype=info.dtype) for n, info in inputs.tensors.items()}
     seen = ctx.with_(survey=method.survey(inputs, ctx))
     for given in inputs.pieces():
         for piece, result in _transformed(method, given, seen):
             flat = made[piece.name].view(-1)
             flat[piece.start : piece.start + result.numel()] = result.reshape(-1).to(flat.dtype)
-    return {n: made[n] for n in origin if n in inputs.tensors or not origin[n].is_floating_point()}
+    return {n: made[n] for n in dict.fromkeys([*origin, *made]) if n in made}
 
 
 def _transformed(method: Transform, given: Piece | Group, ctx: Context) -> Iterator[tuple[Piece, Tensor]]:
@@ -124,7 +125,9 @@ def _transformed(method: Transform, given: Piece | Group, ctx: Context) -> Itera
             what = "gave nothing for" if name in pieces else "gave more than it was shown:"
             raise LuthierError(f"{what} tensor {name!r}", where=method.id)
     for name, piece in pieces.items():
-        shape = (piece.base if piece.base is not None else piece.experts[0]).shape
+        shape = piece.shape
+        if method.granularity in ("element", "row"):
+            shape = (piece.base if piece.base is not None else piece.experts[0]).shape
         if results[name].shape != shape:
             what = f"gave the shape {list(results[name].shape)} for {list(shape)}"
             raise LuthierError(what, where=f"{method.id}: tensor {name!r}")
@@ -151,16 +154,18 @@ def _prepare(
         raise LuthierError("needs at least one expert", where=method.id)
     check_grain(method.granularity, method.unit, method.id)
     reference = _reference(base, experts)
-    for expert in experts:
-        _check_alike(reference, expert)
     floats = {n: i for n, i in reference.tensors.items() if i.dtype.is_floating_point}
     threads = threads or torch.get_num_threads()
     room = memory // (threads * 8 * (len(experts) + 1))  # raw bytes and fp32 of every model
     batch = max(CHUNK, min(BATCH, room // CHUNK * CHUNK))
     config = getattr(reference, "config", {})
-    return method.plan(
+    inputs = method.plan(
         Inputs(base, tuple(experts), floats, method.granularity, method.unit, config, device, threads, batch)
     )
+    for expert in experts if not inputs.reads else ():
+        _check_alike(reference, expert)
+    check_shapes(inputs, method.id)
+    return inputs
 
 
 def _check_alike(reference: Source, expert: Source) -> None:
@@ -187,14 +192,15 @@ def _check_alike(reference: Source, expert: Source) -> None:
 
 
 def _written(reference: Source, inputs: Inputs, dtype: torch.dtype | None) -> tuple[TensorInfo, ...]:
-    """The output's tensors: what the method left in, and the reference's integers, in file order."""
+    """The output's tensors: those the method plans, and the reference's integers, in the reference's order."""
     found = []
-    for name, info in reference.tensors.items():
-        if name in inputs.tensors:
+    for name in dict.fromkeys([*reference.tensors, *inputs.tensors]):
+        info = inputs.tensors.get(name)
+        if info is not None:
             kind = dtype or info.dtype
             found.append(info._replace(dtype=kind, nbytes=info.numel * kind.itemsize))
-        elif not info.dtype.is_floating_point:
-            found.append(info)
+        elif not reference.tensors[name].dtype.is_floating_point:
+            found.append(reference.tensors[name])
     return tuple(found)
 
 
