@@ -25,7 +25,19 @@ from luthier.testing import golden
 from luthier.testing.faults import Mutant, plant
 
 GOAL = 0.95
+_LAST = "of the two dimensions the last is the second"
 HARMLESS: dict[tuple[str, str, str], str] = {
+    ("decode.masked_diffusion", "p_MV = logits_MV.softmax(-1)", "-1 -> 1"): _LAST,
+    ("decode.masked_diffusion", "token_M = logits_MV.argmax(-1)", "-1 -> 1"): _LAST,
+    ("decode.masked_diffusion",
+     "token_M = draw((logits_MV / self.method.temperature).softmax(-1), self._uniform(rows)[spots_BL])", "-1 -> 1"):
+        _LAST,
+    ("decode.masked_diffusion", "top_M2 = p_MV.topk(2).values", "2 -> 3"):
+        "the two largest are the first of the three, and the third is not looked at",
+    ("decode.masked_diffusion", "score_M = -torch.special.entr(p_MV).sum(-1)", "-1 -> 1"): _LAST,
+    ("decode.masked_diffusion", "score_M = -torch.special.entr(p_MV).sum(-1)",
+     "torch.special.entr(p_MV).sum(-1) -> torch.special.entr(p_MV).mean(-1)"):
+        "entropies only rank the places, and all are divided by the number of words",
     ("decode.prophet", "top_BL2 = draft.logits_BLV.topk(2).values", "2 -> 3"):
         "the two largest are the first of the three, and the third is not looked at",
     ("decode.sample", "longest = max((len(p) for p in prompts), default=0)", "0 -> 1"):
