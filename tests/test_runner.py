@@ -315,11 +315,17 @@ def test_what_a_tune_changed_is_an_expert_of_its_own(first, home, tmp_path):
 
 
 def test_a_change_whose_base_is_a_step_waits_for_it(first, home, tmp_path):
-    run, _ = first
     raw = a_recipe(home)
+    a, b = raw["steps"]["a"], raw["steps"]["b"] | {"model": "a"}
+    run = luthier.run(raw | {"steps": {"a": a, "b": b}}, folder=tmp_path / "made")
     delta = str(run.folder / run.records["b"].artefacts["delta"])
-    raw["steps"] = {"a": raw["steps"]["a"], "m": {"use": "merge.linear", "base": "a", "experts": ["a", delta]}}
-    assert luthier.run(raw, folder=tmp_path).records["m"].status == "done"
+    merge = {"use": "merge.linear", "base": "a", "experts": ["a", delta]}
+    done = luthier.run(raw | {"steps": {"a": a, "m": merge}}, folder=tmp_path / "again")
+    assert done.records["m"].status == "done"
+    other, _ = first  # its `b` started from the base, not from `a`
+    wrong = merge | {"experts": ["a", str(other.folder / other.records["b"].artefacts["delta"])]}
+    with pytest.raises(LuthierError, match="the base holds other values than this change was made from"):
+        luthier.run(raw | {"steps": {"a": a, "m": wrong}}, folder=tmp_path / "again")
 
 
 def test_a_model_from_nothing(home, tmp_path):
