@@ -14,7 +14,7 @@ FULL = os.environ.get("LUTHIER_TORTURE") == "full"
 def often(short, full=None):
     """Settings for a property: few and always the same examples in the suite, many new ones at full length."""
     return settings(
-        max_examples=(full or 40 * short) if FULL else short, deadline=None, derandomize=not FULL, database=None,
+        max_examples=(full or 10 * short) if FULL else short, deadline=None, derandomize=not FULL, database=None,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
 

@@ -98,7 +98,7 @@ def whole(header, data):
 
 
 def test_safetensors(place, times, tell):
-    rng, count, read = random.Random(1), times(600, 40_000), 0
+    rng, count, read = random.Random(1), times(400, 15_000), 0
     folder = place / "st"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(CONFIG))
@@ -115,7 +115,7 @@ def test_safetensors(place, times, tell):
 
 
 def test_configs_and_indices(place, times, tell):
-    rng, count, read = random.Random(2), times(300, 15_000), 0
+    rng, count, read = random.Random(2), times(200, 6000), 0
     folder = place / "index"
     folder.mkdir()
     for file, name, size in (("a", EMBED, 24), ("b", NORM, 8)):
@@ -131,7 +131,7 @@ def test_configs_and_indices(place, times, tell):
 
 
 def test_ggufs(place, times, tell):
-    rng, count, read = random.Random(3), times(500, 40_000), 0
+    rng, count, read = random.Random(3), times(400, 20_000), 0
     words = ["a", "b", "c"]
     raw = hostile_gguf.tokens(
         hostile_gguf.words("tokenizer.ggml.tokens", words), hostile_gguf.words("tokenizer.ggml.merges", ["a b"]),
@@ -154,7 +154,7 @@ def test_ggufs(place, times, tell):
 
 
 def test_adapters(place, times, tell):
-    rng, count, read = random.Random(4), times(300, 15_000), 0
+    rng, count, read = random.Random(4), times(200, 6000), 0
     folder, base = place / "lora", Checkpoint.open(place / "good")
     folder.mkdir()
     config = hostile_adapters.PEFT | {
@@ -176,7 +176,7 @@ def test_adapters(place, times, tell):
 
 
 def test_deltas(place, times, tell):
-    rng, count, read = random.Random(5), times(300, 15_000), 0
+    rng, count, read = random.Random(5), times(200, 6000), 0
     folder, base = place / "delta", Checkpoint.open(place / "good")
     folder.mkdir()
     about = {"luthier_delta": 1, "kind": "sparse", "base": "", "notes": {"a": 1}, "shapes": {EMBED: [3, 2]}}
@@ -200,7 +200,7 @@ def test_deltas(place, times, tell):
 
 
 def test_lines_of_data(place, times, tell):
-    rng, count, read = random.Random(6), times(300, 15_000), 0
+    rng, count, read = random.Random(6), times(200, 6000), 0
     path = place / "d.jsonl"
     lines = [{"text": "one two"}, {"prompt": "a", "answer": "b"},
              {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}] * 3  # fmt: skip
@@ -219,7 +219,7 @@ def test_lines_of_data(place, times, tell):
 
 
 def test_records_tables_and_certificates(place, times, tell):
-    rng, count, read = random.Random(7), times(300, 20_000), 0
+    rng, count, read = random.Random(7), times(300, 10_000), 0
     record = Record("r", "a", "a", "0" * 16, "done", "merge.ties", "Transform", 0, artefacts={"model": "steps/a"},
                     metrics={"loss": 1.0}, notes=("n",)).as_dict()  # fmt: skip
     table = {"columns": ["a", "b"], "rows": [[1, "x"], [2, None]], "notes": ["n"]}
