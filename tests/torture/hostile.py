@@ -44,6 +44,7 @@ class Case(NamedTuple):
 CASES: dict[str, Case] = {}
 LONG = {
     "header: 90 MB of names", "header: half a million names, the last one twice", "recipe: a line of 1500 steps",
+    "recipe: a lattice of 60 steps",
     "recipe: a ring of 1500 steps", "recipe: 19,000 keys", "recipe: 10,000 lists deep", "set: a bomb",
     "recipe: a megabyte of one name", "recipe: a megabyte of one word", "certificate: a point of enormous numbers",
     "data: a text of a megabyte", "polynomial: 12,000 brackets", "polynomial: billions of terms",

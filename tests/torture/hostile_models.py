@@ -196,6 +196,16 @@ def source(word, says, before=lambda here: None):
     case(f"data: {word[:40]}", make, says)
 
 
+def looped(here: Path):
+    """A folder of text that holds itself."""
+    real(here)
+    (here / "d").mkdir()
+    (here / "d" / "a.txt").write_text("one two three\n" * 200)
+    os.symlink(".", here / "d" / "loop")
+    return ["eval", "./bad", "--data", "text:./d", "--use", "eval.perplexity"]
+
+
+case("data: a folder that holds itself", looped)
 source("text:/dev/zero", "no plain file")
 source("text:./pipe", "no plain file", lambda here: os.mkfifo(here / "pipe"))
 source("text:" + "x" * 5000, "no file")

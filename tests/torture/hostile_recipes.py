@@ -130,6 +130,23 @@ def chain(count, ring):
 
 VARIED = HEAD + (
     "data: {d: {source: 'text:stdlib'}}\nsteps:\n  a:\n    use: tune.full\n    model: a/b\n    data: d\n")  # fmt: skip
+
+
+def lattice(levels):
+    """Each step takes both of the level below: few steps, but ways through them without end."""
+
+    def make(here: Path):
+        folder(here, "good")
+        below, steps = "./good, ./good", []
+        for i in range(levels):
+            steps += [f"  {side}{i}: {{use: merge.linear, experts: [{below}]}}" for side in "ab"]
+            below = f"a{i}, b{i}"
+        return recipe(HEAD + "steps:\n" + "\n".join(steps), "run")(here)
+
+    return make
+
+
+case("recipe: a lattice of 60 steps", lattice(30), cpu=20)
 case("recipe: a ring of 3 steps", chain(3, True), "wait for each other")
 case("recipe: a ring of 1500 steps", chain(1500, True), "wait for each other")
 case("recipe: a line of 1500 steps", chain(1500, False), cpu=20)

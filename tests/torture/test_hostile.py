@@ -12,6 +12,8 @@ import pytest
 import sandbox
 from hostile import CASES
 
+from luthier.cli import main
+
 HERE = Path(__file__).parent
 FULL = os.environ.get("LUTHIER_TORTURE") == "full"
 NAMES = [name for name in CASES if FULL or not CASES[name].full]
@@ -64,6 +66,14 @@ def test_the_judge_can_fail(left):
         good._replace(cpu=99.0), good._replace(memory=9999.0),
     ):  # fmt: skip
         assert list(faults(case, spoilt))
+
+
+def test_a_report_shows_names_and_does_not_obey_them(tmp_path, monkeypatch):
+    command = CASES["run: names that are programs"].make(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 0
+    page = (tmp_path / "runs" / "x" / "report.html").read_text(encoding="utf-8")
+    assert "alert(1)" in page and "<script>alert" not in page and "<img src=x" not in page
 
 
 def test_there_are_hundreds_of_them(left, tell):
