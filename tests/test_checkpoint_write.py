@@ -340,6 +340,23 @@ def test_the_card_carries_the_recipe_whole_and_a_header_the_hub_reads():
     assert "base_model" not in model_card("", [], None)
 
 
+def test_the_card_says_how_to_load_the_model(tmp_path):
+    from luthier.model import build_model
+
+    small = {"vocab_size": tiny.VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ours = build_model({**small, "slots": {"norm": "norm.lns"}}, 0)
+    said = {}
+    for kind, model in (("stock", tiny.llama()), ("ours", ours)):
+        out = save_model(tmp_path / kind, model, tiny.tokenizer(), model_card("", [], None))
+        said[kind] = (out / "README.md").read_text()
+    assert "plain transformers" in said["stock"] and "import luthier" not in said["stock"]
+    assert "plain transformers" not in said["ours"]
+    lines = said["ours"].split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(tmp_path / "ours"))
+    code = f"{lines}\nprint(sum(p.numel() for p in model.parameters()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == sum(p.numel() for p in ours.parameters())
+
+
 def test_killed_while_saving_models_the_folder_is_one_of_them(tmp_path):
     """A child saves two models in turn, in shards and live; killed at random moments it leaves one of the two."""
     models = [tiny.llama(seed) for seed in (0, 1)]

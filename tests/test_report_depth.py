@@ -74,3 +74,20 @@ def test_changes_are_drawn_where_there_are_any():
 def test_models_are_told_apart():
     rows = [row(model, i, value) for model, value in (("one", 1.0), ("two", 2.0)) for i in range(4)]
     assert {"one", "two"} <= set(texts(depth(rows))) and "one" not in texts(depth(rows[:4]))
+
+
+def test_the_report_says_what_it_takes_to_load_a_model(tmp_path):
+    from luthier.testing.tiny import VOCAB
+
+    (tmp_path / "book.txt").write_text("".join(f"line {i} of a book\n" for i in range(60)))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    new = {"new": {**sizes, "slots": {"norm": "norm.lns"}}, "tokenizer": {"train": "book", "size": VOCAB}}
+    split = {"by": "window", "test": 0.5}
+    recipe = {
+        "luthier": 1, "data": {"book": {"source": f"text:{tmp_path}/book.txt", "split": split, "set": {"chars": 60}}},
+        "steps": {"thin": {"use": "tune.full", "model": new, "data": "book",
+                           "train": {"steps": 1, "batch": 1, "max_length": 16}}},
+    }  # fmt: skip
+    page = report.build(luthier.run(recipe, folder=tmp_path / "run").folder).read_text()
+    assert "thin: of Luthier&#39;s own decoder" in page and "import luthier.model" in page
+    assert "Luthier is not needed" not in page

@@ -14,6 +14,7 @@ from textwrap import shorten
 from typing import Any
 
 from luthier.checkpoint.atomic import write_file
+from luthier.checkpoint.card import OURS, family_of, loading
 from luthier.errors import LuthierError
 from luthier.flows import Certificate, Table
 from luthier.ledger import Ledger, Record
@@ -207,16 +208,18 @@ def _json(path: Path) -> Any:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def _load_lines(folder: Path, s: Summary) -> str:
-    models = [r for r in s.records if "model" in r.artefacts]
-    if not models:
-        return ""
-    path = folder / models[-1].artefacts["model"]
-    return (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{path}")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{path}")'
-    )
+def _load_lines(folder: Path, s: Summary) -> tuple[str, str]:
+    """What it takes to load the models, and the lines that load the last one."""
+    paths = {r.step: folder / r.artefacts["model"] for r in s.records if "model" in r.artefacts}
+    families = {step: family_of(path) for step, path in paths.items()}
+    if not paths:
+        return "", ""
+    ours = [step for step, family in families.items() if family == OURS]
+    note = "Every model here is a plain checkpoint; Luthier is not needed to use it."
+    if ours:
+        note = f"{', '.join(ours)}: of Luthier's own decoder, which transformers knows once luthier.model is imported."
+    last = list(paths)[-1]
+    return note, loading(families[last], str(paths[last]))
 
 
 def _changes(folder: Path, records: Sequence[Record]) -> dict[str, dict[str, dict[int, float]]]:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+OURS = "luthier"
+"""the `model_type` of our own decoder"""
 
 
 def model_card(
@@ -14,7 +18,7 @@ def model_card(
     notes: Iterable[str] = (),
     license: str | None = None,
 ) -> str:
-    """README.md with a YAML header, in the Hub's form.
+    """README.md with a YAML header, in the Hub's form, but for how to load the model (`put_card`).
 
     recipe_yaml: the recipe that made the model, whole.  methods: ids, such as merge.ties.  base: name
     of the base model.  notes: one line each, such as what the weights were dequantised from.
@@ -34,13 +38,31 @@ def model_card(
     if recipe_yaml:
         fence = "`" * max(3, 1 + _longest_fence(recipe_yaml))
         lines += ["The recipe:", "", f"{fence}yaml", recipe_yaml.rstrip(), fence, ""]
-    lines += [
-        "Load it with plain transformers:", "", "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")',
-        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")', "```", "",
-    ]  # fmt: skip
     return "\n".join(lines)
+
+
+def put_card(folder: Path, card: str) -> None:
+    """Write a card and how to load what it describes, beside the config.json that is there."""
+    known = family_of(folder)
+    with_what = "transformers and Luthier, whose decoder it is" if known == OURS else "plain transformers"
+    lines = [card, f"Load it with {with_what}:", "", "```python", loading(known, "path/to/this/folder"), "```", ""]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def family_of(folder: Path) -> str:
+    """config.json's `model_type`."""
+    return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "")
+
+
+def loading(family: str, path: str) -> str:
+    """The lines of Python that load a model folder and its tokenizer."""
+    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    if family == OURS:
+        lines += ["", "import luthier.model  # its slots hold what stock classes lack"]
+    return "\n".join([
+        *lines, "", f'model = AutoModelForCausalLM.from_pretrained("{path}")',
+        f'tokenizer = AutoTokenizer.from_pretrained("{path}")',
+    ])  # fmt: skip
 
 
 def _longest_fence(text: str) -> int:

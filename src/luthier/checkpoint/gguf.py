@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luthier.checkpoint.card import model_card
+from luthier.checkpoint.card import model_card, put_card
 from luthier.checkpoint.gguf_file import GgufFile
 from luthier.checkpoint.reader import check_finite
 from luthier.checkpoint.writer import ShardWriter, write_folder
@@ -75,7 +75,7 @@ def _converted(file: GgufFile, out: Path, note: str, base: str | None) -> Path:
         ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config[key] is not None}
         (temp / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
         _tokenizer(file, temp)
-        (temp / "README.md").write_text(_card(file, note, base))
+        put_card(temp, _card(file, note, base))
     return out
 
 

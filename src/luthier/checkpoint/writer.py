@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from luthier.checkpoint.atomic import write_folder
+from luthier.checkpoint.card import put_card
 from luthier.checkpoint.header import Entry, as_bytes, pack_header
 from luthier.checkpoint.reader import SIDECARS, Checkpoint, inside
 from luthier.errors import LuthierError
@@ -155,7 +156,7 @@ def put_model(folder: Path, model: Any, tokenizer: Any = None, card: str = "") -
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     if card:
-        (folder / "README.md").write_text(card)
+        put_card(folder, card)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from luthier.checkpoint.header import CODES
+from luthier.checkpoint.card import put_card
 from luthier.checkpoint.reader import Checkpoint, TensorInfo
 from luthier.checkpoint.writer import ShardWriter, config_with_dtype, copy_sidecars, write_folder
 from luthier.engine.pieces import BATCH, CHUNK, Inputs, Memory, Source, check_grain, check_shapes, where
@@ -83,7 +84,7 @@ def put_transform(
     with _one_thread_each(), ShardWriter(folder, written) as writer:
         copy_sidecars(home, folder, config)
         if card:
-            (folder / "README.md").write_text(card, encoding="utf-8")
+            put_card(folder, card)
         seen = ctx.with_(survey=method.survey(inputs, ctx))
 
         def write(given: Piece | Group) -> None:
