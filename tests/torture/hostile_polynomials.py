@@ -35,7 +35,7 @@ for what, text, says in (
     "more than 20000 terms"),
     ("billions of terms by a power", "(a+b+c+d+e+f+g+h+i+j)^30", "too large when multiplied"),
     ("12,000 brackets", "*".join(["(x+y+z)"] * 12_000), "column"),
-    ("a coefficient of 99,000 digits", "9" * 99_000 + "x", "more than 1000 digits"),
+    ("a coefficient of 99,000 digits", "9" * 99_000 + "x", "more than 2500 digits"),
     ("a coefficient that grows", "*".join(["9999999999"] * 9000), "bits"), ("1e999999999", "1e999999999", "digits"),
     ("1e-999999999", "1e-999999999", "digits"),
     ("denominators that grow", "+".join(f"x/{1_000_003 + 2 * i}" for i in range(6000)), "bits"),

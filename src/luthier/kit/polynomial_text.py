@@ -17,7 +17,9 @@ from fractions import Fraction
 from luthier.errors import LuthierError
 from luthier.kit.polynomial import MAX_BITS, MAX_DEGREE, MAX_TERMS, MAX_VARIABLES, Exponents
 
-MAX_TEXT, MAX_NAME, MAX_DEPTH, MAX_DIGITS, MAX_WORK = 100_000, 64, 40, 1000, 200_000
+MAX_TEXT, MAX_NAME, MAX_DEPTH, MAX_WORK = 100_000, 64, 40, 200_000
+MAX_DIGITS = 2500
+"""of a number: what MAX_BITS bits may print as, so that what is written reads back"""
 TOKEN = re.compile(
     r"(?P<space>\s+)|(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
     r"|(?P<name>[A-Za-z_][A-Za-z0-9_]*(?:\(\d+\)|\[\d+\])?)|(?P<sign>\*\*|[-+*/^()])",
