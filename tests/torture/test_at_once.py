@@ -24,10 +24,10 @@ REFUSED = "another run is at work in this folder; wait for it, or give another -
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """Models, the three recipes and two merges."""
+    """Models, two recipes and two merges."""
     folder = runs.make_home(tmp_path_factory.mktemp("home"))
-    for kind in ("training", "evaluation", "ledger"):
-        (folder / f"{kind}.yaml").write_text(json.dumps(runs.recipe(folder, kind)))
+    for seed, name in enumerate(("evaluation", "other")):
+        (folder / f"{name}.yaml").write_text(json.dumps(runs.recipe(folder, "evaluation") | {"seed": seed}))
     for scale in (0.3, 0.7):
         step = {"use": "merge.task_arithmetic", "base": str(folder / "base"), "experts": [str(folder / "other")]}
         recipe = {"luthier": 1, "steps": {"sum": {**step, "set": {"scale": scale}}}}
@@ -74,20 +74,18 @@ def test_one_recipe_twice_in_one_folder(home, tmp_path, times, tell):
 
 
 def test_two_recipes_in_one_folder(home, tmp_path, times, tell):
-    """Both have a step `loss`; it is that of whoever had the folder last."""
+    """Their steps have the same names; what lies there is of whoever had the folder last."""
     dice, turned, rounds, folder = random.Random(3), 0, times(1, 12), tmp_path / "run"
-    for name in ("training", "evaluation"):
+    names = ("evaluation", "other")
+    for name in names:
         luthier.run(home / f"{name}.yaml", folder=tmp_path / name)
-    words = {name: ["run", str(home / f"{name}.yaml"), "--folder", str(folder)] for name in ("training", "evaluation")}
+    words = {name: ["run", str(home / f"{name}.yaml"), "--folder", str(folder), "--no-report"] for name in names}
     for _ in range(rounds):
-        ended = together(words["training"], words["evaluation"], real=False, apart=dice.random())
-        turned += refused(ended, folder)
+        turned += refused(together(*words.values(), real=False, apart=dice.random()), folder)
         runs.check(folder)
-        for name in ("training", "evaluation"):
-            calm = runs.results(tmp_path / name)
-            assert heard(lambda name=name: cli.main([*words[name], "--no-report"]))[::2] == (0, "")
-            now = runs.results(folder)
-            assert {k: now[k] for k in calm} == calm
+        for name in names:
+            assert heard(lambda name=name: cli.main(words[name]))[::2] == (0, "")
+            assert runs.results(folder) == runs.results(tmp_path / name)
             runs.check(folder)
         shutil.rmtree(folder)
     tell(f"at once, two recipes: {rounds} times, {turned} refused")

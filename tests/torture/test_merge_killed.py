@@ -69,7 +69,8 @@ def test_forked(home, known, tmp_path, times, tell):
         tally["left"] += bool(left)
     assert cli.main(["merge", str(home / f"{wanted[0]}.yaml"), str(out)]) == 0
     assert known[digest(out)] == wanted[0] and [p.name for p in out.parent.iterdir()] == ["out"]
-    tell(f"merge, forked: {tally} of lives of {mortal.seconds:.2f} s and {len(mortal.places)} lines that write")
+    told = f"{tally['clock'] + tally['line']} killed, {tally['line']} of them at a line that writes"
+    tell(f"merge: {told}; {tally['left']} left it half written, {tally['new']} with the new result in its place")
 
 
 def test_the_command_as_a_user_starts_it(home, known, tmp_path, times, tell):

@@ -99,8 +99,8 @@ def test_a_killed_run_goes_on_and_ends_as_a_calm_one(kind, home, tmp_path, times
         chain.end(calm)
         longest = max(longest, kills.total() - before)
         shutil.rmtree(chain.folder)
-    told = f"{dict(kills)}, {left} left something half written, at most {longest} deaths in one run"
-    tell(f"killed runs, {kind}: {told}; {len(mortal.places)} lines that write")
+    told = f"{kills.total()} killed, {kills['line']} of them at a line that writes; {left} left something half written"
+    tell(f"{kind} in a run: {told}; at most {longest} deaths in one run")
 
 
 def test_killed_inside_the_ledgers_own_writes(tmp_path, times, tell):
