@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.checkpoint.header import CODES
 from luthier.checkpoint.card import put_card
+from luthier.checkpoint.header import CODES
 from luthier.checkpoint.reader import Checkpoint, TensorInfo
 from luthier.checkpoint.writer import ShardWriter, config_with_dtype, copy_sidecars, write_folder
 from luthier.engine.pieces import BATCH, CHUNK, Inputs, Memory, Source, check_grain, check_shapes, where
