@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, FrameType
 
-HALF = re.compile(r"\..+\.(tmp-\d+-[0-9a-f]{8}|part)|.+\.part\d*|.+-(wal|journal)")
+HALF = re.compile(r"\..+\.(tmp-\d+-[0-9a-f]{8}|part)|.+\.part\d*|ledger\.sqlite-(wal|journal)")
 """Names of what is being written."""
 
 Place = tuple[str, int]
