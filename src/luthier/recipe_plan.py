@@ -7,7 +7,6 @@ for the same method in earlier runs beside this one, else over a round number pe
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import statistics
 from collections.abc import Mapping
@@ -15,21 +14,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from luthier.errors import LuthierError
-from luthier.kit.precision import has_half
-from luthier.ledger import Ledger, Record, machine
+from luthier.ledger import Record
 from luthier.recipe import Recipe
 from luthier.recipe_grid import SHAPES
 from luthier.recipe_inputs import is_change
+from luthier.recipe_rate import WIDE, rate
 from luthier.recipe_size import Size, free_memory, size_of, size_of_new, size_of_proof, trainable
 from luthier.recipe_steps import Step
 from luthier.shapes import Measure
 
-CPU_RATE = {"fp32": 0.7e11, "bf16": 2e11}
-"""floating-point operations a second and core, where nothing was measured: those of a recent server core"""
-ACCELERATOR_RATE = 2e13
 CHARS_PER_TOKEN = 3.5
 START_SECONDS = 3.0
 """opening and writing a model"""
@@ -175,9 +169,10 @@ class _Planning:
         rows = spec.batch * spec.max_length
         active = rows * size.width * size.layers * (4 if spec.checkpointing else 40) * item // 2
         flops = 6.0 * size.params * tokens
+        seconds = self._seconds(step, flops, item, size.width)
         return {
             "params": size.params, "trainable": train, "flops": flops, "disk": size.params * item + 8 * train,
-            "memory": held + active + 2 * rows * size.vocab * 4 // 2, "seconds": self._seconds(step, flops, item),
+            "memory": held + active + 2 * rows * size.vocab * 4 // 2, "seconds": seconds,
         }  # fmt: skip
 
     def _transform(self, step: Step) -> dict[str, Any]:
@@ -224,7 +219,7 @@ class _Planning:
         rows = 8 * 512 * largest.vocab * 4
         return {
             "params": largest.params, "flops": flops, "memory": largest.params * item + rows,
-            "seconds": self._seconds(step, flops, item) + START_SECONDS * len(sizes), "disk": 1 << 16,
+            "seconds": self._seconds(step, flops, item, largest.width) + START_SECONDS * len(sizes), "disk": 1 << 16,
         }  # fmt: skip
 
     def _looked_at(self, step: Step, name: str, layers: int) -> float:
@@ -263,30 +258,9 @@ class _Planning:
             self.sizes[name] = size_of(self.inputs.model(name, step))
         return self.sizes[name]
 
-    def _seconds(self, step: Step, flops: float, item: int) -> float:
-        device = str(self.inputs.device)
-        rate = measured_rate(self.folder.parent, step.use, device)
-        if rate is None and device == "cpu":
-            cores = self.recipe.hardware.threads or os.cpu_count() or 1
-            half = item == 2 and has_half(torch.device("cpu"))
-            rate = CPU_RATE["bf16" if half else "fp32"] * cores
-        return flops / (rate or ACCELERATOR_RATE) + START_SECONDS
-
-
-def measured_rate(runs: Path, use: str, device: str) -> float | None:
-    """The median speed of this method in the runs beside this one, on this machine; None if there is none."""
-    here, rates = machine(device), []
-    for path in sorted(runs.glob("*/ledger.sqlite")):
-        try:
-            records = Ledger(path.parent).records()
-        except LuthierError:
-            continue
-        rates += [
-            r.metrics["flops"] / r.seconds for r in records
-            if r.status == "done" and r.use == use and r.metrics.get("flops", 0) > 1e12  # less tells nothing of speed
-            and all(r.machine.get(k) == here[k] for k in ("processor", "cores", "device"))
-        ]  # fmt: skip
-    return statistics.median(rates[-9:]) if rates else None
+    def _seconds(self, step: Step, flops: float, item: int, width: int = WIDE) -> float:
+        threads = self.recipe.hardware.threads
+        return flops / rate(self.folder.parent, step.use, self.inputs.device, threads, item, width) + START_SECONDS
 
 
 def done(folder: Path, step: str, digest: str) -> Record | None:
