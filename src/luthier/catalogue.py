@@ -197,6 +197,12 @@ def code_hash(path: Path) -> str:
 
     Taken from the text rather than the tree, whose form differs between versions of Python.
     """
+    seen = path.stat()
+    return _code_hash(path, seen.st_mtime_ns, seen.st_size)
+
+
+@cache
+def _code_hash(path: Path, changed: int, size: int) -> str:
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     docs = [n.value for n in ast.walk(tree) if isinstance(n, ast.Expr) and _is_text(n.value)]
