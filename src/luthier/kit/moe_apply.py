@@ -136,7 +136,7 @@ def _gated(h_nG: Tensor, da_nF: Tensor, weight_n1: Tensor, activation: Activatio
     if activation is F.silu:
         act_nF = F.silu(gate_nF)
         torch.mul(dact_nF, act_nF, out=dh_nG[:, inner:])
-        dh_nG[:, :inner] = torch.ops.aten.silu_backward(dact_nF.mul_(up_nF), gate_nF)
+        torch.ops.aten.silu_backward.grad_input(dact_nF.mul_(up_nF), gate_nF, grad_input=dh_nG[:, :inner])
     else:
         with torch.enable_grad():
             leaf_nF = gate_nF.detach().requires_grad_()
