@@ -205,7 +205,7 @@ def code_hash(path: Path) -> str:
 def _code_hash(path: Path, changed: int, size: int) -> str:
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
-    docs = [n.value for n in ast.walk(tree) if isinstance(n, ast.Expr) and _is_text(n.value)]
+    docs = {n.value for n in ast.walk(tree) if isinstance(n, ast.Expr) and _is_text(n.value)}
     silent = {number for doc in docs for number in _lines(doc)}
     quoted = {number for n in ast.walk(tree) if _is_text(n) and n not in docs for number in _lines(n)}
     kept = (

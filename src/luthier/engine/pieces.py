@@ -194,9 +194,10 @@ class Inputs:
         if self.granularity == "tensor":
             yield self._whole(info)
             return
-        read = [source.read_flat(there.name, start, count) for source, there in self.made_from(info.name)]
+        made_from = self.made_from(info.name)
+        read = [source.read_flat(there.name, start, count) for source, there in made_from]
         for at in range(0, count, step):
-            yield self._piece(info, start + at, [flat[at : at + step] for flat in read])
+            yield self._piece(info, start + at, made_from, [flat[at : at + step] for flat in read])
 
     def _group(self, infos: tuple[TensorInfo, ...]) -> Group:
         unit = self.unit if self._in_unit(infos[0]) else ""
@@ -204,15 +205,18 @@ class Inputs:
 
     def _whole(self, info: TensorInfo) -> Piece:
         made_from = self.made_from(info.name)
-        return self._piece(info, 0, [source.read_flat(there.name, 0, there.numel) for source, there in made_from])
+        read = [source.read_flat(there.name, 0, there.numel) for source, there in made_from]
+        return self._piece(info, 0, made_from, read)
 
     @property
     def _sources(self) -> list[Source]:
         return [*([self.base] if self.base else []), *self.experts]
 
-    def _piece(self, info: TensorInfo, start: int, read: Sequence[Tensor]) -> Piece:
+    def _piece(
+        self, info: TensorInfo, start: int, made_from: Sequence[tuple[Source, TensorInfo]], read: Sequence[Tensor]
+    ) -> Piece:
         values = []
-        for (source, there), flat in zip(self.made_from(info.name), read, strict=True):
+        for (source, there), flat in zip(made_from, read, strict=True):
             part = flat.to(device=self.device, dtype=torch.float32)
             if not math.isfinite(float(part.sum())):  # sums overflow, too: the exact test decides
                 check_finite(there.name, part, where=where(source, there.name))
