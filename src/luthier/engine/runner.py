@@ -128,7 +128,6 @@ def opened(source: Any, ctx: Context) -> tuple[Any, Any]:
 
 
 def _made(source: NewModel, ctx: Context) -> tuple[Any, Any]:
-
     from luthier.engine.tokenize import train_tokenizer
     from luthier.model.build import build_model
 
