@@ -4,6 +4,7 @@ import json
 import random
 import struct
 import time
+from itertools import cycle
 
 import hostile_adapters
 import hostile_gguf
@@ -78,6 +79,22 @@ def ends(work):
     return True
 
 
+def survive(count, tell, what, spoil, read):
+    """Spoil and read so many times; some of it has to be readable still."""
+    still = 0
+    for _ in range(count):
+        spoil()
+        still += ends(read)
+    assert still
+    tell(f"spoilt {what}: {count}, {still} still readable")
+
+
+def spoil_pair(rng, about, value, tensors, raw):
+    """A JSON file with another value more often than not, beside tensors spoilt half the time."""
+    about.write_text(json.dumps(other(rng, value) if rng.random() < 0.6 else value))
+    tensors.write_bytes(spoilt(rng, raw) if rng.random() < 0.5 else raw)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with a good base, and a file to spoil."""
@@ -98,40 +115,36 @@ def whole(header, data):
 
 
 def test_safetensors(place, times, tell):
-    rng, count, read = random.Random(1), times(400, 15_000), 0
+    rng = random.Random(1)
     folder = place / "st"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(CONFIG))
     header = {EMBED: entry([3, 2], [0, 24]), NORM: entry([2], [24, 28], "BF16"), "__metadata__": {"format": "pt"}}
-    for i in range(count):
-        if i % 2:
-            raw = spoilt(rng, whole(header, bytes(28)))
-        else:
-            raw = whole(other(rng, header), bytes(28))
-        (folder / "model.safetensors").write_bytes(raw)
-        read += ends(lambda: read_all(folder))
-    assert read
-    tell(f"spoilt safetensors: {count}, {read} still readable")
+    made = cycle([lambda: whole(other(rng, header), bytes(28)), lambda: spoilt(rng, whole(header, bytes(28)))])
+
+    def spoil():
+        (folder / "model.safetensors").write_bytes(next(made)())
+
+    survive(times(400, 15_000), tell, "safetensors", spoil, lambda: read_all(folder))
 
 
 def test_configs_and_indices(place, times, tell):
-    rng, count, read = random.Random(2), times(200, 6000), 0
+    rng = random.Random(2)
     folder = place / "index"
     folder.mkdir()
     for file, name, size in (("a", EMBED, 24), ("b", NORM, 8)):
         safetensors(folder / f"{file}.safetensors", {name: entry([size // 8, 2] if size > 8 else [2], [0, size])}, size)
     index = {"weight_map": {EMBED: "a.safetensors", NORM: "b.safetensors"}, "metadata": {"total_size": 32}}
-    for _ in range(count):
-        (folder / "config.json").write_text(json.dumps(other(rng, CONFIG) if rng.random() < 0.5 else CONFIG))
-        listed = other(rng, index) if rng.random() < 0.5 else index
-        (folder / "model.safetensors.index.json").write_text(json.dumps(listed))
-        read += ends(lambda: read_all(folder))
-    assert read
-    tell(f"spoilt configs and indices: {count}, {read} still readable")
+
+    def spoil():
+        for name, value in (("config.json", CONFIG), ("model.safetensors.index.json", index)):
+            (folder / name).write_text(json.dumps(other(rng, value) if rng.random() < 0.5 else value))
+
+    survive(times(200, 6000), tell, "configs and indices", spoil, lambda: read_all(folder))
 
 
 def test_ggufs(place, times, tell):
-    rng, count, read = random.Random(3), times(400, 20_000), 0
+    rng = random.Random(3)
     words = ["a", "b", "c"]
     raw = hostile_gguf.tokens(
         hostile_gguf.words("tokenizer.ggml.tokens", words), hostile_gguf.words("tokenizer.ggml.merges", ["a b"]),
@@ -146,15 +159,11 @@ def test_ggufs(place, times, tell):
 
     path.write_bytes(raw)
     GgufFile(path).read("token_embd.weight")
-    for _ in range(count):
-        path.write_bytes(spoilt(rng, raw))
-        read += ends(convert)
-    assert read
-    tell(f"spoilt GGUFs: {count}, {read} still readable")
+    survive(times(400, 20_000), tell, "GGUFs", lambda: path.write_bytes(spoilt(rng, raw)), convert)
 
 
 def test_adapters(place, times, tell):
-    rng, count, read = random.Random(4), times(200, 6000), 0
+    rng = random.Random(4)
     folder, base = place / "lora", Checkpoint.open(place / "good")
     folder.mkdir()
     config = hostile_adapters.PEFT | {
@@ -163,20 +172,17 @@ def test_adapters(place, times, tell):
         "use_rslora": False,
     }
 
+    files = folder / "adapter_config.json", config, folder / "adapter_model.safetensors"
+    raw = whole(hostile_adapters.PAIR, bytes(20))
+
     def put_on():
         open_expert(folder, base).read(EMBED)
 
-    for _ in range(count):
-        (folder / "adapter_config.json").write_text(json.dumps(other(rng, config) if rng.random() < 0.6 else config))
-        raw = whole(hostile_adapters.PAIR, bytes(20))
-        (folder / "adapter_model.safetensors").write_bytes(spoilt(rng, raw) if rng.random() < 0.5 else raw)
-        read += ends(put_on)
-    assert read
-    tell(f"spoilt adapters: {count}, {read} still readable")
+    survive(times(200, 6000), tell, "adapters", lambda: spoil_pair(rng, *files, raw), put_on)
 
 
 def test_deltas(place, times, tell):
-    rng, count, read = random.Random(5), times(200, 6000), 0
+    rng = random.Random(5)
     folder, base = place / "delta", Checkpoint.open(place / "good")
     folder.mkdir()
     about = {"luthier_delta": 1, "kind": "sparse", "base": "", "notes": {"a": 1}, "shapes": {EMBED: [3, 2]}}
@@ -190,17 +196,12 @@ def test_deltas(place, times, tell):
         delta.revert_(target)
         assert torch.equal(target[EMBED].view(torch.int32), before.view(torch.int32))
 
-    for _ in range(count):
-        (folder / "delta.json").write_text(json.dumps(other(rng, about) if rng.random() < 0.6 else about))
-        raw = whole(*hostile_adapters.sparse())
-        (folder / "delta.safetensors").write_bytes(spoilt(rng, raw) if rng.random() < 0.5 else raw)
-        read += ends(put_on)
-    assert read
-    tell(f"spoilt deltas: {count}, {read} still readable")
+    files, raw = (folder / "delta.json", about, folder / "delta.safetensors"), whole(*hostile_adapters.sparse())
+    survive(times(200, 6000), tell, "deltas", lambda: spoil_pair(rng, *files, raw), put_on)
 
 
 def test_lines_of_data(place, times, tell):
-    rng, count, read = random.Random(6), times(200, 6000), 0
+    rng = random.Random(6)
     path = place / "d.jsonl"
     lines = [{"text": "one two"}, {"prompt": "a", "answer": "b"},
              {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}] * 3  # fmt: skip
@@ -209,13 +210,12 @@ def test_lines_of_data(place, times, tell):
         data = open_data("d", {"source": f"jsonl:{path}", "split": {"test": 2}}, Context())
         assert data.overlap() == 0 and len(data.test) <= 2
 
-    for _ in range(count):
+    def spoil():
         made = [other(rng, line) if rng.random() < 0.2 else line for line in lines]
         raw = "\n".join(json.dumps(line) for line in made).encode()
         path.write_bytes(spoilt(rng, raw) if rng.random() < 0.5 else raw)
-        read += ends(opened)
-    assert read
-    tell(f"spoilt lines of data: {count}, {read} still readable")
+
+    survive(times(200, 6000), tell, "lines of data", spoil, opened)
 
 
 def test_records_tables_and_certificates(place, times, tell):
