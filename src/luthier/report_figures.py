@@ -165,8 +165,8 @@ def _cut(axes: Any, rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str
         place, colour = row["layer"], colours[row["model"]]
         axes.plot([place], [top], "o", color=colour, markersize=6, fillstyle="none")
         said = f"layer {place}: {_height(row):.3g}"
-        axes.text(
-            0.99, 0.97 - 0.085 * line, said, transform=axes.transAxes, fontsize=8, color=colour, ha="right", va="top"
+        axes.text(  # in the middle: the layers that dwarf the others are mostly the first and the last
+            0.5, 0.97 - 0.085 * line, said, transform=axes.transAxes, fontsize=8, color=colour, ha="center", va="top"
         )
 
 

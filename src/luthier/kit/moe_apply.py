@@ -1,14 +1,15 @@
 """Running tokens through their chosen experts: sort by expert, one matrix product an expert, add back.
 
 One autograd function with a backward written out, since what autograd makes of a loop over experts is
-slow: it keeps copies of the gathered rows, and fills a gradient of all experts for each one. Here the
-rows of one expert are gathered, worked on and added back while they are in cache; kept for the backward
-are the tokens, the pre-activations and the order; each expert's gradient is written once, in place.
+slow: it keeps copies of the gathered rows, and fills a gradient of all experts for each one. Here a
+stretch of rows, of one expert or of several small ones, is gathered, worked on in preallocated buffers and
+added back while it is in cache; kept for the backward are the tokens, the pre-activations and the order;
+each expert's gradient is written once, in place.
 Nothing is padded or dropped, so the cost is that of the tokens there are. The routing weight is
 multiplied into the activation, where a row is narrower. `moe_loop` is the slow, obvious twin.
 Under autocast the products run in autocast's dtype. No second derivatives.
-Shapes: N tokens, K experts per token, E experts, D width, F inner width, n rows of one expert,
-R = N*K rows, G = 2F: gate and up side by side.
+Shapes: N tokens, K experts per token, E experts, D width, F inner width, n rows of a stretch,
+m rows of one expert in it, R = N*K rows, G = 2F: gate and up side by side.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch.autograd.function import once_differentiable
 Activation = Callable[[Tensor], Tensor]
 
 ROWS = 1024
-"""rows of an expert worked on at once: few enough to stay in cache, enough to fill a matrix product"""
+"""rows worked on at once: few enough to stay in cache, enough to fill a matrix product"""
 
 
 def moe_apply(
@@ -68,20 +69,23 @@ class _Experts(torch.autograd.Function):
         ctx: Any, x_ND: Tensor, weight_NK: Tensor, order_R: Tensor, counts: list[int], activation: Activation,
         down_EDF: Tensor, *wide: Tensor,
     ) -> Tensor:  # fmt: skip
-        inner = down_EDF.shape[2]
+        inner, room = down_EDF.shape[2], min(ROWS, sum(counts))
         token_R = order_R // weight_NK.shape[1]
         weight_R1 = weight_NK.flatten().index_select(0, order_R).to(x_ND.dtype)[:, None]
         h_RG = x_ND.new_empty(sum(counts), 2 * inner)
         y_ND = torch.zeros_like(x_ND)
-        x_buf, y_buf = _buffer(x_ND, counts), _buffer(x_ND, counts)
-        for e, rows, _ in _stretches(counts):
+        x_buf, a_buf = x_ND.new_empty(room, x_ND.shape[1]), x_ND.new_empty(room, inner)
+        for rows, parts in _stretches(counts):
             token_n, h_nG = token_R[rows], h_RG[rows]
             x_nD = torch.index_select(x_ND, 0, token_n, out=x_buf[: len(token_n)])
-            for part_nF, matrix_FD in _halves(h_nG, wide, e):
-                torch.mm(x_nD, matrix_FD.T, out=part_nF)
-            a_nF = activation(h_nG[:, :inner]).mul_(h_nG[:, inner:]).mul_(weight_R1[rows])
-            y_nD = torch.mm(a_nF, down_EDF[e].T, out=y_buf[: len(token_n)])
-            y_ND.index_add_(0, token_n, y_nD)
+            for e, part, _ in parts:
+                for h_mF, matrix_FD in _halves(h_nG[part], wide, e):
+                    torch.mm(x_nD[part], matrix_FD.T, out=h_mF)
+            a_nF = _act(h_nG[:, :inner], activation, out=a_buf[: len(token_n)])
+            a_nF.mul_(h_nG[:, inner:]).mul_(weight_R1[rows])
+            for e, part, _ in parts:  # into the rows of x, which are done with
+                torch.mm(a_nF[part], down_EDF[e].T, out=x_nD[part])
+            y_ND.index_add_(0, token_n, x_nD)
         ctx.save_for_backward(x_ND, weight_NK, order_R, h_RG, down_EDF, *wide)
         ctx.counts, ctx.activation = counts, activation
         return y_ND
@@ -90,7 +94,8 @@ class _Experts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy_ND: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         x_ND, weight_NK, order_R, h_RG, down_EDF, *wide = ctx.saved_tensors
-        counts = ctx.counts
+        counts, activation = ctx.counts, ctx.activation
+        inner, room = down_EDF.shape[2], min(ROWS, sum(counts))
         want_x, want_weight, want_down = (ctx.needs_input_grad[i] for i in (0, 1, 5))
         want_wide = any(ctx.needs_input_grad[6:])
         token_R = order_R // weight_NK.shape[1]
@@ -102,49 +107,61 @@ class _Experts(torch.autograd.Function):
         for e in (e for e, count in enumerate(counts) if not count):
             for grad in (*([] if ddown_EDF is None else [ddown_EDF]), *dwide):
                 grad[e].zero_()
-        dy_buf, x_buf, dx_buf = (_buffer(x_ND, counts) for _ in range(3))
-        for e, rows, first in _stretches(counts):
+        row_buf, dh_buf = x_ND.new_empty(room, x_ND.shape[1]), x_ND.new_empty(room, 2 * inner)
+        da_buf, a_buf, spare = x_ND.new_empty(3, room, inner)
+        for rows, parts in _stretches(counts):
             token_n, h_nG, weight_n1 = token_R[rows], h_RG[rows], weight_R1[rows]
-            count = len(token_n)
-            dy_nD = torch.index_select(dy_ND, 0, token_n, out=dy_buf[:count])
-            da_nF = dy_nD @ down_EDF[e]
-            a_nF, dh_nG = _gated(h_nG, da_nF, weight_n1, ctx.activation)
+            n = len(token_n)
+            dy_nD = torch.index_select(dy_ND, 0, token_n, out=row_buf[:n])
+            da_nF, a_nF, dh_nG = da_buf[:n], a_buf[:n], dh_buf[:n]
+            for e, part, _ in parts:
+                torch.mm(dy_nD[part], down_EDF[e], out=da_nF[part])
+            _gated(h_nG, da_nF, weight_n1, activation, a_nF, dh_nG, spare[:n])
             if want_weight:
-                dweight_R[order_R[rows]] = (da_nF * a_nF).sum(1, dtype=dweight_R.dtype)
+                dweight_R[order_R[rows]] = torch.mul(da_nF, a_nF, out=spare[:n]).sum(1, dtype=dweight_R.dtype)
             if ddown_EDF is not None:
-                _add(ddown_EDF[e], dy_nD.T, a_nF.mul_(weight_n1), first)
+                a_nF.mul_(weight_n1)
+                for e, part, first in parts:
+                    _add(ddown_EDF[e], dy_nD[part].T, a_nF[part], first)
             if want_wide:
-                x_nD = torch.index_select(x_ND, 0, token_n, out=x_buf[:count])
-                for part_nF, grad_FD in _halves(dh_nG, dwide, e):
-                    _add(grad_FD, part_nF.T, x_nD, first)
+                x_nD = torch.index_select(x_ND, 0, token_n, out=row_buf[:n])
+                for e, part, first in parts:
+                    for dh_mF, grad_FD in _halves(dh_nG[part], dwide, e):
+                        _add(grad_FD, dh_mF.T, x_nD[part], first)
             if dx_ND is not None:
-                dx_nD = dx_buf[:count]
-                for i, (part_nF, matrix_FD) in enumerate(_halves(dh_nG, wide, e)):
-                    _add(dx_nD, part_nF, matrix_FD, first=i == 0)
+                dx_nD = row_buf[:n]
+                for e, part, _ in parts:
+                    for i, (dh_mF, matrix_FD) in enumerate(_halves(dh_nG[part], wide, e)):
+                        _add(dx_nD[part], dh_mF, matrix_FD, first=i == 0)
                 dx_ND.index_add_(0, token_n, dx_nD)
         dweight_NK = dweight_R.view_as(weight_NK) if want_weight else None
         return dx_ND, dweight_NK, None, None, None, ddown_EDF, *(dwide or [None] * len(wide))
 
 
-def _gated(h_nG: Tensor, da_nF: Tensor, weight_n1: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
-    """activation(gate) * up, and the gradient of both pre-activations, given the gradient of
-    weight * activation(gate) * up."""
+def _act(gate_nF: Tensor, activation: Activation, out: Tensor) -> Tensor:
+    return torch.ops.aten.silu.out(gate_nF, out=out) if activation is F.silu else out.copy_(activation(gate_nF))
+
+
+def _gated(
+    h_nG: Tensor, da_nF: Tensor, weight_n1: Tensor, activation: Activation, a_nF: Tensor, dh_nG: Tensor, spare: Tensor
+) -> None:
+    """Write a = activation(gate) * up, and dh, the gradient of both pre-activations, given da, the gradient
+    of weight * a; spare: room for (n, F)."""
     inner = da_nF.shape[1]
     gate_nF, up_nF = h_nG[:, :inner], h_nG[:, inner:]
-    dh_nG = torch.empty_like(h_nG)
-    dact_nF = da_nF * weight_n1
+    dact_nF = torch.mul(da_nF, weight_n1, out=spare)
     if activation is F.silu:
-        act_nF = F.silu(gate_nF)
-        torch.mul(dact_nF, act_nF, out=dh_nG[:, inner:])
+        _act(gate_nF, activation, out=a_nF)
+        torch.mul(dact_nF, a_nF, out=dh_nG[:, inner:])
         torch.ops.aten.silu_backward.grad_input(dact_nF.mul_(up_nF), gate_nF, grad_input=dh_nG[:, :inner])
     else:
         with torch.enable_grad():
             leaf_nF = gate_nF.detach().requires_grad_()
             act_nF = activation(leaf_nF)
-        torch.mul(dact_nF, act_nF.detach(), out=dh_nG[:, inner:])
+        a_nF.copy_(act_nF.detach())
+        torch.mul(dact_nF, a_nF, out=dh_nG[:, inner:])
         (dh_nG[:, :inner],) = torch.autograd.grad(act_nF, leaf_nF, dact_nF.mul_(up_nF))
-        act_nF = act_nF.detach()
-    return act_nF.mul(up_nF), dh_nG
+    a_nF.mul_(up_nF)
 
 
 def _add(to: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
@@ -152,25 +169,29 @@ def _add(to: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
     torch.addmm(to, a, b, beta=0 if first else 1, out=to)
 
 
-def _halves(h_nG: Tensor, wide: Any, e: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _halves(h_mG: Tensor, wide: Any, e: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The columns of h that belong to each of the matrices, and the matrix of expert e."""
-    start = 0
-    for tensor in wide:
-        matrix_FD = tensor[e]
-        yield h_nG[:, start : start + matrix_FD.shape[0]], matrix_FD
-        start += matrix_FD.shape[0]
+    if len(wide) == 1:
+        yield h_mG, wide[0][e]
+        return
+    inner = h_mG.shape[1] // 2
+    yield h_mG[:, :inner], wide[0][e]
+    yield h_mG[:, inner:], wide[1][e]
 
 
-def _stretches(counts: list[int]) -> Iterator[tuple[int, slice, bool]]:
-    """The experts that have rows, where these lie in the sorted order, at most ROWS at a time, and whether
-    they are the expert's first."""
-    start = 0
+def _stretches(counts: list[int]) -> Iterator[tuple[slice, list[tuple[int, slice, bool]]]]:
+    """At most ROWS rows of the sorted order at a time: where they lie, and for each expert that has some of
+    them its number, where within the stretch they lie, and whether they are its first."""
+    start = size = 0
+    parts: list[tuple[int, slice, bool]] = []
     for e, count in enumerate(counts):
-        for at in range(0, count, ROWS):
-            yield e, slice(start + at, start + min(at + ROWS, count)), at == 0
-        start += count
-
-
-def _buffer(like_ND: Tensor, counts: list[int]) -> Tensor:
-    """Room for one stretch of rows."""
-    return like_ND.new_empty(min(ROWS, max(counts, default=0)), like_ND.shape[1])
+        pieces = -(-count // ROWS)
+        for i in range(pieces):  # of even size: a short last piece would cost a product for little
+            piece = count * (i + 1) // pieces - count * i // pieces
+            if size + piece > ROWS:
+                yield slice(start, start + size), parts
+                start, size, parts = start + size, 0, []
+            parts.append((e, slice(size, size + piece), i == 0))
+            size += piece
+    if size:
+        yield slice(start, start + size), parts
