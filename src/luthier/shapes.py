@@ -242,6 +242,10 @@ class Transform(Method, ABC, shape=True):
     """element (flat stretches), row (64 rows), tensor (whole), group (the tensors of a `unit`, whole)"""
     unit: ClassVar[str] = "layer"
     """of granularity group: attention, mlp or layer"""
+    takes: ClassVar[int | None] = None
+    """how many experts, exactly; None: any number"""
+    ordered: ClassVar[bool] = False
+    """whether the order of the experts matters"""
     roles = ("base", "experts*")
 
     def plan(self, inputs: Any) -> Any:

@@ -153,6 +153,9 @@ def _prepare(
         raise LuthierError("needs a base", where=method.id, do="name the model the experts were tuned from")
     if not experts and "experts*" in method.roles:
         raise LuthierError("needs at least one expert", where=method.id)
+    if method.takes not in (None, len(experts)):
+        what = f"takes {method.takes} expert{'s' * (method.takes != 1)}, and {len(experts)} are given"
+        raise LuthierError(what, where=method.id)
     check_grain(method.granularity, method.unit, method.id)
     reference = _reference(base, experts)
     floats = {n: i for n, i in reference.tensors.items() if i.dtype.is_floating_point}

@@ -25,6 +25,8 @@ from luthier.testing.variants import variants
 SIZES: dict[str, Any] = {"vocab_size": 2300, "hidden_size": 32}
 """Embedding and head of 73,600 entries: longer than one stretch of the canonical grid."""
 CPU_SECONDS = 5.0
+MANY = 3
+"""Experts, where a method takes any number."""
 Weights = dict[str, Tensor]
 
 
@@ -38,13 +40,13 @@ def checks(entry: Card) -> list[Check]:
     return [Check(f.__name__.replace("_", " "), partial(f, entry)) for f in every]
 
 
-def inputs(experts: int = 3) -> tuple[Weights, list[Weights]]:
+def inputs(experts: int = MANY) -> tuple[Weights, list[Weights]]:
     """The tiny base and its experts, as named tensors."""
     base, *others = (_weights(model) for model in _models(experts))
     return base, others
 
 
-def _models(experts: int = 3) -> list[Any]:
+def _models(experts: int = MANY) -> list[Any]:
     """The tiny base and its experts. Where chance gives no ties there are some: in half of the first
     embeddings the first two experts' changes cancel, in the other half all experts move down."""
     base = tiny.llama(0, **SIZES)
@@ -58,15 +60,15 @@ def _models(experts: int = 3) -> list[Any]:
 
 
 def outcome(method: Any, given: Mapping[str, Any]) -> Weights:
-    """The merged tiny model. given: {"experts": how many}, three by default."""
-    base, experts = inputs(given.get("experts", 3))
+    """The merged tiny model. given: {"experts": how many}, by default as many as it takes, or three."""
+    base, experts = inputs(given.get("experts", method.takes or MANY))
     return transform_tensors(method, base, experts, Context(step="contract"))
 
 
 PEERS: dict[str, Any] = {
     "base": lambda method, given: inputs()[0],
     "identity": lambda method, given: inputs(1)[1][0],
-    "mean": lambda method, given: _mean(inputs(given.get("experts", 3))[1]),
+    "mean": lambda method, given: _mean(inputs(given.get("experts", method.takes or MANY))[1]),
 }
 
 
@@ -79,7 +81,7 @@ def _weights(model: Any) -> Weights:
 
 
 def runnable(entry: Card) -> list[tuple[Any, Weights]]:
-    """Variants that take three experts, each with its outcome. The default has to be among them."""
+    """Variants that take as many experts, each with its outcome. The default has to be among them."""
     found = []
     for i, method in enumerate(variants(find(entry.id))):
         try:
@@ -109,9 +111,10 @@ def same_bytes(entry: Card) -> None:
 
 
 def inputs_untouched(entry: Card) -> None:
-    base, experts = inputs()
-    transform_tensors(find(entry.id)(), base, experts, Context(step="contract"))
-    again_base, again = inputs()
+    method = find(entry.id)()
+    base, experts = inputs(method.takes or MANY)
+    transform_tensors(method, base, experts, Context(step="contract"))
+    again_base, again = inputs(method.takes or MANY)
     for mine, fresh in zip([base, *experts], [again_base, *again], strict=True):
         same(mine, fresh, 0.0, f"inputs of {entry.id}")
 
@@ -122,12 +125,15 @@ def one_expert(entry: Card) -> None:
 
 
 def expert_order(entry: Card) -> None:
-    """At the defaults experts are equals: their order changes nothing but rounding."""
-    base, experts = inputs()
-    ctx = Context(step="contract")
+    """At the defaults experts are equals: their order changes nothing but rounding; or it is said to matter."""
     method = find(entry.id)()
+    base, experts = inputs(method.takes or MANY)
+    ctx = Context(step="contract")
     forth, back = (transform_tensors(method, base, order, ctx) for order in (experts, experts[::-1]))
-    same(forth, back, 1e-5, f"{entry.id} with its experts in another order")
+    if method.ordered:
+        must(any(distance(forth[n], back[n]) > 0 for n in forth), f"{entry.id} is said to be ordered, and is not")
+    else:
+        same(forth, back, 1e-5, f"{entry.id} with its experts in another order")
 
 
 def equal_experts(entry: Card) -> None:
@@ -137,7 +143,12 @@ def equal_experts(entry: Card) -> None:
     tried = 0
     for method, _ in runnable(entry):
         if getattr(method, "normalize", True):  # a sum that is not normalised multiplies the model
-            same(transform_tensors(method, base, [base] * 3, ctx), base, 1e-6, f"{method} of equal models")
+            same(
+                transform_tensors(method, base, [base] * (method.takes or MANY), ctx),
+                base,
+                1e-6,
+                f"{method} of equal models",
+            )
             tried += 1
     must(tried, "no variant was tried")
 
@@ -147,7 +158,7 @@ def fields_matter(entry: Card) -> None:
     (default, plain), *others = runnable(entry)
     for name in default.to_dict()["set"]:
         moved = [merged for method, merged in others if getattr(method, name) != getattr(default, name)]
-        must(moved, f"no other value of {name!r} runs with three experts")
+        must(moved, f"no other value of {name!r} runs on the tiny experts")
         changed = any(distance(merged[n], plain[n]) > 0 for merged in moved for n in plain)
         must(changed, f"no value of {name!r} changes anything")
 
@@ -155,7 +166,7 @@ def fields_matter(entry: Card) -> None:
 def streamed_is_in_memory(entry: Card) -> None:
     """Through files and in memory: the same bytes, for every variant."""
     with tempfile.TemporaryDirectory() as temp:
-        folders = _folders(Path(temp))
+        folders = _folders(Path(temp), entry)
         for i, (method, merged) in enumerate(runnable(entry)):
             same(_stream(method, folders, Path(temp) / f"out{i}"), merged, 0.0, f"{method} streamed")
 
@@ -164,7 +175,7 @@ def bytes_of_nothing_else(entry: Card) -> None:
     """Threads, shards and memory do not change a byte."""
     method = find(entry.id)()
     with tempfile.TemporaryDirectory() as temp:
-        whole, parts = _folders(Path(temp) / "whole"), _folders(Path(temp) / "parts", shard="20KB")
+        whole, parts = _folders(Path(temp) / "whole", entry), _folders(Path(temp) / "parts", entry, shard="20KB")
         must(len(list(parts[0].glob("*.safetensors"))) > 3, "the sharded input is not sharded")
         plain = _stream(method, whole, Path(temp) / "plain", threads=1)
         for i, (folders, options) in enumerate([
@@ -176,7 +187,7 @@ def bytes_of_nothing_else(entry: Card) -> None:
 def keeps_dtype(entry: Card) -> None:
     """Models in bfloat16 give a model in bfloat16: the fp32 result, rounded once."""
     with tempfile.TemporaryDirectory() as temp:
-        folders = _folders(Path(temp), dtype=torch.bfloat16)
+        folders = _folders(Path(temp), entry, dtype=torch.bfloat16)
         method = find(entry.id)()
         base, *experts = ({n: t.float() for n, t in _read(f).items()} for f in folders)
         exact = transform_tensors(method, base, experts, Context(step="contract"))
@@ -187,7 +198,7 @@ def keeps_dtype(entry: Card) -> None:
 def refuses_other_shapes(entry: Card) -> None:
     """An expert of another vocabulary: one line that names a tensor, and nothing is written."""
     with tempfile.TemporaryDirectory() as temp:
-        folders = _folders(Path(temp))
+        folders = _folders(Path(temp), entry)
         folders[-1] = tiny.checkpoint(Path(temp) / "other", 9, vocab_size=2200)
         out = Path(temp) / "out"
         try:
@@ -199,9 +210,10 @@ def refuses_other_shapes(entry: Card) -> None:
     raise AssertionError("experts of another shape are merged")
 
 
-def _folders(where: Path, shard: str = "5GB", dtype: torch.dtype = torch.float32) -> list[Path]:
-    """The inputs on disk: the base, then three experts."""
-    return [tiny.save(tiny.cast_(m, dtype), where / f"in{i}", shard) for i, m in enumerate(_models())]
+def _folders(where: Path, entry: Card, shard: str = "5GB", dtype: torch.dtype = torch.float32) -> list[Path]:
+    """The inputs on disk: the base, then the experts."""
+    models = _models(find(entry.id).takes or MANY)
+    return [tiny.save(tiny.cast_(m, dtype), where / f"in{i}", shard) for i, m in enumerate(models)]
 
 
 def _stream(method: Any, folders: list[Path], out: Path, **options: Any) -> Weights:
