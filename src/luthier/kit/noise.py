@@ -1,0 +1,63 @@
+"""Randomness that depends on a key and on an entry's place alone, whatever the threads, pieces or order.
+
+A counter-based generator (Philox) gives the words of any stretch without those before it. Words are of
+16 bits, which halves the cost of 32; where a word equals the upper half of the bound, one entry in 65,536,
+16 bits of a second stream decide, so that shares hold to 2**-32 all the same.
+
+N: entries of a stretch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+STEP = 16
+"""Words of one counter step: 4 of 64 bits."""
+SECOND = 1 << 64
+"""What turns a key into that of the second stream: keys of `Ctx.key` have 63 bits."""
+ALL = 1 << 32
+
+
+def words(key: int, start: int, count: int) -> np.ndarray:
+    """The 16-bit words of `count` entries from `start` on, uniform and independent."""
+    first, end = start // STEP, -(-(start + count) // STEP)
+    raw = np.random.Philox(key=key, counter=first).random_raw((end - first) * 4)  # lets go of Python's lock
+    return raw.astype("<u8", copy=False).view("<u2")[start - first * STEP :][:count]
+
+
+def bound(share: float) -> int:
+    """The share in units of 2**-32: so many of the 2**32 draws lie below it."""
+    return round(share * ALL)
+
+
+def below(key: int, start: int, count: int, bounds: int | np.ndarray) -> np.ndarray:
+    """Which of `count` entries from `start` on draw below their bound: each with probability bound / 2**32.
+
+    bounds: one from 0 to 2**32, or a flat uint32 array with one an entry.
+    """
+    if isinstance(bounds, int) and bounds >= ALL:
+        return np.ones(count, dtype=bool)
+    bounds = np.asarray(bounds, dtype=np.uint32)
+    upper = (bounds >> 16).astype(np.uint16)
+    drawn = words(key, start, count)
+    found = drawn < upper
+    lower = np.broadcast_to(bounds & 0xFFFF, count)
+    for at in np.flatnonzero(drawn == upper).tolist():
+        found[at] = words(key | SECOND, start + at, 1)[0] < lower[at]
+    return found
+
+
+def thin_(values_N: Tensor, key: int, start: int, share: float) -> Tensor:
+    """Keep a random share of contiguous values, whose first one has the place `start`; zero the others."""
+    return keep_(values_N, below(key, start, values_N.numel(), bound(share))) if share < 1 else values_N
+
+
+def keep_(values_N: Tensor, found: np.ndarray) -> Tensor:
+    """Zero the contiguous values where `found` (flat, bool) is false."""
+    if values_N.device.type == "cpu":  # numpy multiplies by booleans some four times faster than torch
+        flat = values_N.numpy().reshape(-1)
+        np.multiply(flat, found, out=flat)
+        return values_N
+    return values_N.mul_(torch.from_numpy(found).to(values_N.device).view_as(values_N))

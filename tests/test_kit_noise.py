@@ -1,0 +1,115 @@
+"""Counter-based randomness: any split of a range is the range, shares are exact, streams are independent."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from luthier.kit.noise import ALL, STEP, below, bound, thin_, words
+
+KEY = 0x0123456789ABCDEF
+
+
+def test_words_by_the_book():
+    """Sixteen words a counter step, lowest bits first: the same as Philox walked from the start."""
+    raw = np.random.Philox(key=KEY, counter=0).random_raw(12).tolist()
+    slow = [(r >> shift) & 0xFFFF for r in raw for shift in (0, 16, 32, 48)]
+    assert words(KEY, 0, 48).tolist() == slow
+    assert STEP == 16 and words(KEY, 16, 16).tolist() == slow[16:32]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_split_is_the_range(seed):
+    """Starts and lengths that are multiples of nothing."""
+    draw = random.Random(seed)
+    start, count = draw.randrange(10**6), draw.randrange(1, 3000)
+    whole, share = words(KEY, start, count), below(KEY, start, count, bound(0.3))
+    cuts = sorted({0, count, *(draw.randrange(count + 1) for _ in range(20))})
+    pairs = list(zip(cuts, cuts[1:], strict=False))
+    assert np.array_equal(np.concatenate([words(KEY, start + a, b - a) for a, b in pairs]), whole)
+    assert np.array_equal(np.concatenate([below(KEY, start + a, b - a, bound(0.3)) for a, b in pairs]), share)
+
+
+def test_far_places():
+    """Beyond 2**32 entries: tensors that large exist."""
+    far = (1 << 40) + 7
+    assert np.array_equal(words(KEY, far, 40)[13:], words(KEY, far + 13, 27))
+    assert not np.array_equal(words(KEY, far, 40), words(KEY, 7, 40))
+
+
+def test_nothing_asked_nothing_given():
+    assert words(KEY, 5, 0).size == 0 and below(KEY, 5, 0, bound(0.5)).size == 0
+
+
+def test_keys_give_other_words():
+    """Neighbouring keys and places agree as often as chance: one word in 65,536."""
+    size = 1 << 18
+    one = words(KEY, 0, size)
+    for other in (words(KEY + 1, 0, size), words(KEY ^ (1 << 62), 0, size), words(KEY, 1, size)):
+        assert (one == other).sum() < 4 + 6 * math.sqrt(4)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 1 / 3, 0.001])
+def test_shares_are_met(share):
+    """Within five standard deviations of the binomial, in total and for every place within a counter step."""
+    size = 1 << 19
+    found = below(KEY, 3, size, bound(share))
+    for part in [found, *found.reshape(-1, STEP).T]:
+        spread = math.sqrt(part.size * share * (1 - share))
+        assert abs(int(part.sum()) - part.size * share) < 5 * spread
+
+
+def test_words_are_uniform():
+    """Chi-square over the upper and the lower byte, and over pairs of neighbours' upper four bits."""
+    drawn = words(KEY, 11, 1 << 20).astype(np.int64)
+    pairs = (drawn[:-1] >> 12) << 4 | drawn[1:] >> 12
+    for values in (drawn >> 8, drawn & 255, pairs):
+        counts = np.bincount(values, minlength=256)
+        expected = values.size / 256
+        chi = ((counts - expected) ** 2 / expected).sum()
+        assert 255 - 5 * math.sqrt(510) < chi < 255 + 5 * math.sqrt(510)
+
+
+def test_ends():
+    assert below(KEY, 0, 100, ALL).all() and not below(KEY, 0, 100, 0).any()
+    assert bound(1.0) == ALL and bound(0.0) == 0 and bound(0.5) == ALL // 2
+
+
+def test_the_second_stream_decides_where_the_first_is_even():
+    """A bound of upper + half: of entries that draw exactly `upper`, the second stream keeps half."""
+    size = 1 << 22
+    drawn = words(KEY, 0, size)
+    upper = 1234
+    even = np.flatnonzero(drawn == upper)
+    assert 30 < even.size < 110  # 64 expected
+    for lower in (0, 1 << 15, 0xFFFF):
+        found = below(KEY, 0, size, upper << 16 | lower)
+        assert np.array_equal(np.delete(found, even), np.delete(drawn < upper, even))
+        second = [int(words(KEY | 1 << 64, int(at), 1)[0]) < lower for at in even]
+        assert found[even].tolist() == second
+    assert 0.25 < np.mean(below(KEY, 0, size, upper << 16 | 1 << 15)[even]) < 0.75
+
+
+def test_a_bound_for_every_entry():
+    """The same as one bound at a time."""
+    bounds = np.array([bound(s) for s in (0.0, 0.2, 0.5, 0.8)] * 50, dtype=np.uint32)
+    found = below(KEY, 9, 200, bounds)
+    for b in set(bounds.tolist()):
+        assert np.array_equal(found[bounds == b], below(KEY, 9, 200, b)[bounds == b])
+
+
+def test_a_larger_share_keeps_what_a_smaller_one_keeps():
+    few, many = below(KEY, 0, 10000, bound(0.2)), below(KEY, 0, 10000, bound(0.21))
+    assert not (few & ~many).any() and (many & ~few).any()
+
+
+def test_thinning_is_in_place_and_follows_the_places():
+    values = torch.arange(1.0, 101.0)
+    found = torch.from_numpy(below(KEY, 50, 100, bound(0.4)))
+    thinned = thin_(values, KEY, 50, 0.4)
+    assert thinned is values and torch.equal(values, torch.arange(1.0, 101.0) * found)
+    rows = thin_(torch.arange(1.0, 101.0).view(10, 10), KEY, 50, 0.4)
+    assert torch.equal(rows.flatten(), values)
+    assert torch.equal(thin_(torch.ones(9), KEY, 0, 1.0), torch.ones(9))
