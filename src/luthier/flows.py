@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from luthier.certificate import Certificate as Certificate
@@ -136,6 +137,7 @@ class Piece:
     base: the base's values in fp32, None where the recipe has no base.  experts: theirs, in recipe
     order, fp32; the shape is flat for `element`, (rows, columns) for `row`, whole for `tensor`.
     depth: the layer's place in [0, 1], None outside the layers.  start: offset of the first element.
+    which: the experts' numbers in the recipe, where an output is made from some of them only.
     """
 
     name: str
@@ -145,6 +147,7 @@ class Piece:
     start: int
     base: Tensor | None
     experts: tuple[Tensor, ...]
+    which: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,11 @@ class Ctx(Protocol):
 
     @property
     def dtype(self) -> torch.dtype: ...
+
+    @property
+    def scratch(self) -> Path | None:
+        """Of a Transform: a folder for what is as large as a model; it is gone when the output is written."""
+        ...
 
     def key(self, *item: Any) -> int:
         """A 63-bit number that depends on (seed, step name, item) and nothing else."""

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from luthier import catalogue, shapes
-from luthier.engine.spec import TrainSpec
+from luthier.engine.spec import MEMORY, TrainSpec
 from luthier.errors import LuthierError, said, unknown
+from luthier.kit.pairing import one_for_each
 from luthier.kit.paths import there
 from luthier.recipe_text import Marked
 from luthier.shapes import Method
@@ -128,6 +129,50 @@ def placed(fault: LuthierError, marked: Marked, path: tuple, values: Mapping[str
     return LuthierError(fault.what, where=f"{where}: {fault.where}" if fault.where else where, do=fault.do)
 
 
+def slices(marked: Marked, path: tuple, value: Any, roles: Mapping[str, Any]) -> tuple[dict[str, tuple[int, int]], ...]:
+    """Which layers of which models a merge is made of: maps of a model's name to [first, past the last]."""
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not value:
+        raise LuthierError(f"expected a list of slices, got {said(value)}", where=marked.where(*path),
+                           do="write [{MODEL: [FIRST, PAST THE LAST]}, ...]")  # fmt: skip
+    known, found = _merged(roles), []
+    for i, one in enumerate(value):
+        one = a_map(marked, one, (*path, i), "a slice")
+        if not one:
+            raise LuthierError("names no model", where=marked.where(*path, i))
+        keys(marked, one, (*path, i), known, "slice")
+        for name, layers in one.items():
+            whole = isinstance(layers, list) and all(type(n) is int for n in layers)
+            if not whole or len(layers) != 2 or not 0 <= layers[0] < layers[1]:
+                what = f"expected [FIRST, PAST THE LAST], got {said(layers)}"
+                raise LuthierError(what, where=marked.where(*path, i, name))
+        found.append({name: (layers[0], layers[1]) for name, layers in one.items()})
+    return tuple(found)
+
+
+def tokenizer(marked: Marked, path: tuple, value: Any, roles: Mapping[str, Any]) -> str:
+    """Whose vocabulary a merge gets: base, union, or one of its models'."""
+    if value is None:
+        return ""
+    known = ["union", *(["base"] if "base" in roles else []), *_merged(roles)]
+    if not isinstance(value, str) or value not in known:
+        raise unknown("tokenizer", said(value), known, where=marked.where(*path))
+    return "base" if value == roles.get("base") else value
+
+
+def _merged(roles: Mapping[str, Any]) -> list[str]:
+    """The models of a merge by name."""
+    experts = roles.get("experts", ())
+    return [*([roles["base"]] if "base" in roles else []), *([experts] if isinstance(experts, str) else experts)]
+
+
+def sources(marked: Marked, path: tuple, roles: Mapping[str, Any], use: str) -> None:
+    """The data of a merge: one source for each expert, or one for all."""
+    experts = roles["experts"]
+    one_for_each(roles["data"], 1 if isinstance(experts, str) else len(experts), f"{marked.where(*path)}: {use}")
+
+
 def problem(marked: Marked, path: tuple, value: Any) -> None:
     """A problem to certify: a polynomial as text, or a number."""
     from luthier.kit.polynomial import polynomial
@@ -159,7 +204,7 @@ class Hardware:
     """Where a run happens; outside every hash."""
 
     device: str = "auto"
-    memory: int = 1 << 30
+    memory: int = MEMORY
     """bytes a streamed transform may hold"""
     threads: int | None = None
 
@@ -175,7 +220,7 @@ def hardware(marked: Marked, value: Any) -> Hardware:
     if threads is not None and not (whole and 1 <= threads <= MOST_THREADS):
         what = f"threads must be a whole number from 1 to {MOST_THREADS}, got {threads!r}"
         raise LuthierError(what, where=marked.where(*path, "threads"))
-    memory = size(value.get("memory", 1 << 30), marked.where(*path, "memory"))
+    memory = size(value.get("memory", MEMORY), marked.where(*path, "memory"))
     return Hardware(device, memory, threads)
 
 

@@ -153,7 +153,7 @@ class Inputs:
             name=step.name, method=step.method, roles=made, out=self.folder / "steps" / step.name,
             work=self.folder / "work" / f"{step.name}-{digest}", names=step.roles, train=step.train,
             objective=step.objective, optim=step.optim, dtype=runner.DTYPES.get(step.dtype),
-            memory=hardware.memory, threads=hardware.threads, card=self._card(step),
+            memory=hardware.memory, threads=hardware.threads, card=self._card(step), layout=layout_of(step),
         )  # fmt: skip
 
     def _new(self, value: Mapping[str, Any], step: Step) -> Any:
@@ -201,6 +201,18 @@ class Inputs:
         used = {n for s in self.recipe.steps.values() if s.base in needed for n in s.names("data")}
         data = {k: v for k, v in (whole.get("data") or {}).items() if k in used}
         return to_yaml({"luthier": 1, "seed": self.recipe.seed} | ({"data": data} if data else {}) | {"steps": steps})
+
+
+def layout_of(step: Step) -> Any:
+    """The slices and the vocabulary of a merge, by number instead of name."""
+    from luthier.engine.layout import Layout
+
+    experts = step.roles.get("experts", ())
+    number: dict[str, Any] = {name: i for i, name in enumerate([experts] if isinstance(experts, str) else experts)}
+    number |= {step.roles["base"]: None} if "base" in step.roles else {}
+    slices = tuple(tuple((number[name], *layers) for name, layers in one.items()) for one in step.slices)
+    words = ("", "base", "union")
+    return Layout(slices, step.tokenizer or None if step.tokenizer in words else number[step.tokenizer])
 
 
 def _weights(step: Step) -> list[str]:

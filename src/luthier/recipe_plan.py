@@ -18,7 +18,7 @@ from luthier.errors import LuthierError
 from luthier.ledger import Record
 from luthier.recipe import Recipe
 from luthier.recipe_grid import SHAPES
-from luthier.recipe_inputs import is_change
+from luthier.recipe_inputs import is_change, layout_of
 from luthier.recipe_rate import WIDE, rate
 from luthier.recipe_size import Size, free_memory, size_of, size_of_new, size_of_proof, trainable
 from luthier.recipe_steps import Step
@@ -192,7 +192,7 @@ class _Planning:
             made = plan_transform(
                 step.method, self.inputs.model(base, step) if base else None,  # type: ignore[arg-type]
                 [self.inputs.model(n, step) for n in step.roles["experts"]], memory=memory,
-                threads=self.recipe.hardware.threads, dtype=DTYPES.get(step.dtype),
+                threads=self.recipe.hardware.threads, dtype=DTYPES.get(step.dtype), layout=layout_of(step),
             )  # fmt: skip
             memory, seconds, disk = made.memory_bytes, made.seconds, made.write_bytes
         else:
@@ -200,7 +200,27 @@ class _Planning:
             if len(shapes) > 1:
                 raise LuthierError("the models have different shapes", do="merge models of one architecture")
             seconds = size.params * len(names) * 6e-9
-        return {"params": size.params, "memory": memory, "disk": disk, "seconds": seconds + START_SECONDS}
+        flops, kept, held = self._calibration(step, size)
+        seconds += self._seconds(step, flops, 4, size.width) if flops else START_SECONDS
+        return {
+            "params": size.params, "memory": max(memory, held), "disk": disk + kept, "seconds": seconds, "flops": flops,
+        }  # fmt: skip
+
+    def _calibration(self, step: Step, size: Size) -> tuple[float, int, int]:
+        """Operations, bytes on disk and bytes in memory of what a Transform looks at with data."""
+        names = step.names("data")
+        if not names:
+            return 0.0, 0, 0
+        method: Any = step.method
+        for name in names:
+            if not len(self.inputs.data[name].train):
+                raise LuthierError(f"data {name!r} has no training items", do="give its split a train count")
+        experts = len(step.roles["experts"])
+        tokens = [
+            min(method.examples, len(self.inputs.data[n].train)) * self._length(n, method.max_length) for n in names
+        ]
+        flops = 2.0 * size.params * statistics.fmean(tokens) * method.passes(experts) * experts
+        return flops, int(4 * size.params * method.kept * experts), 4 * size.params
 
     def _certify(self, step: Step) -> dict[str, Any]:
         flops, memory = size_of_proof(step.roles["problem"], step.method)

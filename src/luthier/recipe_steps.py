@@ -16,6 +16,7 @@ from luthier.recipe_text import Marked
 from luthier.shapes import Method
 
 TRAINING = ("train", "objective", "optim")
+LAYOUT = ("slices", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Step:
     objective: Any = None
     optim: Any = None
     dtype: str = "auto"
+    slices: tuple[Mapping[str, tuple[int, int]], ...] = ()
+    """of a Transform: layers of models, one stretch after another"""
+    tokenizer: str = ""
+    """of a Transform: base, union, or the model whose vocabulary the output gets"""
     where: str = ""
 
     @property
@@ -69,6 +74,10 @@ class Step:
             made |= {"objective": self.objective.to_dict(), "optim": self.optim.to_dict()}
         elif self.shape != "Certify":
             made["dtype"] = self.dtype
+        if self.slices:
+            made["slices"] = [{name: list(layers) for name, layers in piece.items()} for piece in self.slices]
+        if self.tokenizer:
+            made["tokenizer"] = self.tokenizer
         return made
 
 
@@ -88,6 +97,8 @@ def _step(marked: Marked, draft: Draft, every: list[Draft], data: Mapping[str, A
             raise LuthierError(f"step {draft.base!r} lacks {role.name!r}", where=where, do=f"{card.id} needs it")
     given = {n: resolved(marked, draft, r, every, data) for n, r in roles.items() if body.get(n) not in (None, [])}
     paired(marked, path, given)
+    if card.shape == "Transform" and "data" in given:
+        check.sources(marked, (*path, "data"), given, card.id)
     if card.shape == "Certify":
         check.problem(marked, (*path, "problem"), given["problem"])
     built = check.method(marked, path, body["use"], body.get("set"), card.shape)
@@ -102,6 +113,8 @@ def _step(marked: Marked, draft: Draft, every: list[Draft], data: Mapping[str, A
         train=check.train(marked, (*path, "train"), body.get("train")) if tune else None,
         objective=_with_default(marked, (*path, "objective"), body, "objective.next_token", "Objective", tune),
         optim=_with_default(marked, (*path, "optim"), body, "optim.adamw", "Optim", tune),
+        slices=check.slices(marked, (*path, "slices"), body.get("slices"), given),
+        tokenizer=check.tokenizer(marked, (*path, "tokenizer"), body.get("tokenizer"), given),
         where=marked.where(*path),
     )  # fmt: skip
 
@@ -118,7 +131,7 @@ def _with_default(marked: Marked, path: tuple, body: Mapping, default: str, shap
 
 
 def _known_keys(marked: Marked, draft: Draft, roles: Mapping[str, check.Role]) -> None:
-    extra = {"Tune": TRAINING, "Certify": ()}.get(draft.card.shape, ("dtype",))
+    extra = {"Tune": TRAINING, "Certify": (), "Transform": ("dtype", *LAYOUT)}.get(draft.card.shape, ("dtype",))
     known = ["use", "set", "vary", *roles, *extra]
     for key in draft.body:
         if key in known:

@@ -246,7 +246,15 @@ class Transform(Method, ABC, shape=True):
     """how many experts, exactly; None: any number"""
     ordered: ClassVar[bool] = False
     """whether the order of the experts matters"""
+    partial: ClassVar[bool] = False
+    """whether an output may be made from some of the experts, as slices of layers may ask"""
+    kept: ClassVar[float] = 0.0
+    """what the survey leaves in `ctx.scratch` for each expert, in fp32 numbers a parameter, for the plan"""
     roles = ("base", "experts*")
+
+    def passes(self, experts: int) -> float:
+        """Of a method with data: how often an item goes through some expert, for the plan; backward counts twice."""
+        return 0.0
 
     def plan(self, inputs: Any) -> Any:
         """Names, shapes and config of the output, from those of the inputs; unchanged by default.
@@ -259,7 +267,9 @@ class Transform(Method, ABC, shape=True):
     def survey(self, inputs: Any, ctx: Ctx) -> Any:
         """One look at everything before the stream starts; the result is `ctx.survey`.
 
-        inputs.pieces() gives Pieces of all tensors in the canonical order, as often as wanted.
+        inputs.pieces() gives Pieces of all tensors in the canonical order, as often as wanted. With the role
+        `data*` there are also the experts as Subjects, `ctx.role("subjects")`, the base as one, `ctx.role("base")`,
+        and a source for each expert, `ctx.role("data")`; what is as large as a model goes to `ctx.scratch`.
         """
         return None
 

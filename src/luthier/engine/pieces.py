@@ -53,9 +53,10 @@ class Source(Protocol):
 class Memory:
     """Named tensors that look like a checkpoint."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]):
+    def __init__(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None = None):
+        self.config = dict(config or {})
         self._held = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        places = {name: role_of("llama", name) for name in tensors}
+        places = {name: role_of(self.config.get("model_type", "llama"), name) for name in tensors}
         last = max((layer for _, layer in places.values() if layer is not None), default=0)
         self.tensors = {
             n: TensorInfo(n, t.dtype, tuple(t.shape), Path("memory"), 0, t.numel() * t.element_size(), role, layer,
@@ -75,6 +76,8 @@ class Inputs:
     have.  config: the output's config.json.  unit: of granularity `group`, what is shown together:
     attention, mlp or layer.  reads: of outputs that are not made from the tensors of the same name in
     the base and every expert, what they are made from: (the expert's index or None for the base, name).
+    roles: the step's inputs that are no models.  notes: what a reader of the output should know, one line each;
+    a `plan` adds its own, and they stand in the model card and the report.
     """
 
     base: Source | None
@@ -87,6 +90,8 @@ class Inputs:
     threads: int = 1
     batch: int = BATCH
     reads: Mapping[str, tuple[Read, ...]] = field(default_factory=dict)
+    roles: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -223,7 +228,8 @@ class Inputs:
             values.append(_shaped(part, there, self.granularity))
         base_at = self._base_at(info.name)
         base = None if base_at is None else values.pop(base_at)
-        return Piece(info.name, info.role, info.shape, info.depth, start, base, tuple(values))
+        which = tuple(m for m, _ in self.reads[info.name] if m is not None) if info.name in self.reads else None
+        return Piece(info.name, info.role, info.shape, info.depth, start, base, tuple(values), which)
 
 
 class Stretch(NamedTuple):

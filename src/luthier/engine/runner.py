@@ -20,7 +20,8 @@ import torch
 
 from luthier.checkpoint.reader import Checkpoint
 from luthier.checkpoint.writer import check_saveable, put_model, write_folder
-from luthier.engine.spec import TrainSpec
+from luthier.engine.layout import PLAIN, Layout
+from luthier.engine.spec import MEMORY, TrainSpec
 from luthier.engine.subject import Subject_, load, load_tokenizer
 from luthier.errors import LuthierError, unknown
 from luthier.flows import Certificate, Data, Table, Trace
@@ -55,9 +56,11 @@ class Job:
     objective: Objective | None = None
     optim: Optim | None = None
     dtype: torch.dtype | None = None
-    memory: int = 1 << 30
+    memory: int = MEMORY
     threads: int | None = None
     card: str = ""
+    layout: Layout = PLAIN
+    """of a Transform: slices of layers, and which vocabulary"""
 
 
 @dataclass(frozen=True)
@@ -148,9 +151,11 @@ def _transform(job: Job, ctx: Context) -> Fill:
 
     def fill(folder: Path) -> Outcome:
         method: Any = job.method
+        seen = ctx.with_(roles={"data": job.roles["data"]}) if "data" in job.roles else ctx
         put_transform(
-            folder, method, job.roles.get("base"), job.roles["experts"], ctx,
+            folder, method, job.roles.get("base"), job.roles["experts"], seen,
             memory=job.memory, threads=job.threads, dtype=job.dtype, card=job.card,
+            layout=job.layout,
         )  # fmt: skip
         written = Checkpoint.open(folder)
         return Outcome({"parameters": written.n_params, "bytes": written.nbytes}, {"model": ""})

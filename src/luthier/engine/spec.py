@@ -10,6 +10,9 @@ from typing import Annotated, Any, Literal
 from luthier.errors import LuthierError, unknown
 from luthier.fields import Count, Natural, Positive, Range, coerce, hints
 
+MEMORY = 512 << 20
+"""Bytes a streamed transform may hold unless told otherwise."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSpec:

@@ -7,6 +7,7 @@ largest tensor whole, `group` its largest unit.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,11 @@ from luthier.checkpoint.card import put_card
 from luthier.checkpoint.header import CODES
 from luthier.checkpoint.reader import Checkpoint, TensorInfo
 from luthier.checkpoint.writer import ShardWriter, config_with_dtype, copy_sidecars, write_folder
+from luthier.engine import calibration
+from luthier.engine.layout import PLAIN, Layout, Spoken
 from luthier.engine.pieces import BATCH, CHUNK, Inputs, Memory, Source, check_grain, check_shapes, where
+from luthier.engine.slices import sliced
+from luthier.engine.spec import MEMORY
 from luthier.errors import LuthierError
 from luthier.flows import Group, Piece
 from luthier.kit.context import Context
@@ -44,11 +49,12 @@ class Plan:
 
 
 def plan_transform(
-    method: Transform, base: Source | None, experts: Sequence[Source], *, memory: int = 1 << 30,
-    threads: int | None = None, dtype: torch.dtype | None = None,
+    method: Transform, base: Source | None, experts: Sequence[Source], *, memory: int = MEMORY,
+    threads: int | None = None, dtype: torch.dtype | None = None, layout: Layout = PLAIN,
 ) -> Plan:  # fmt: skip
     """What `run_transform` would do; reads no weights. LuthierError for inputs that do not fit."""
-    inputs = _prepare(method, base, experts, torch.device("cpu"), memory, threads)
+    spoken = Spoken(base, experts, layout)
+    inputs = _prepare(method, spoken.base, spoken.experts, torch.device("cpu"), memory, threads, layout)
     written = _written(_reference(base, experts), inputs, dtype)
     read = sum(info.nbytes for s in _sources(base, experts) for info in s.tensors.values())
     held = inputs.threads * inputs.held * 8
@@ -56,33 +62,40 @@ def plan_transform(
 
 
 def run_transform(
-    method: Transform, base: Any, experts: Sequence[Any], out: Path | str, ctx: Context, *, memory: int = 1 << 30,
-    threads: int | None = None, dtype: torch.dtype | None = None, card: str = "",
+    method: Transform, base: Any, experts: Sequence[Any], out: Path | str, ctx: Context, *, memory: int = MEMORY,
+    threads: int | None = None, dtype: torch.dtype | None = None, card: str = "", layout: Layout = PLAIN,
 ) -> Path:  # fmt: skip
     """Apply `method` to checkpoints and write a Hugging Face folder, whole or not at all.
 
     base: a Checkpoint, or None where the method needs none.  experts: Checkpoints or what `open_expert`
     gives.  memory: bytes to stay below, roughly.  threads: torch's number by default.  dtype: of the
-    output; the base's by default.  card: the text of README.md.
+    output; the base's by default.  card: the text of README.md.  layout: slices of layers, and which vocabulary.
     Raises LuthierError, naming file and tensor, for shapes that differ and values that are not finite.
     """
     with write_folder(out) as folder:
-        put_transform(folder, method, base, experts, ctx, memory=memory, threads=threads, dtype=dtype, card=card)
+        put_transform(
+            folder, method, base, experts, ctx, memory=memory, threads=threads, dtype=dtype, card=card, layout=layout
+        )
     return Path(out)
 
 
 def put_transform(
-    folder: Path, method: Transform, base: Any, experts: Sequence[Any], ctx: Context, *, memory: int = 1 << 30,
-    threads: int | None = None, dtype: torch.dtype | None = None, card: str = "",
+    folder: Path, method: Transform, base: Any, experts: Sequence[Any], ctx: Context, *, memory: int = MEMORY,
+    threads: int | None = None, dtype: torch.dtype | None = None, card: str = "", layout: Layout = PLAIN,
 ) -> None:  # fmt: skip
     """What `run_transform` writes, into a folder of `write_folder`."""
-    inputs = _prepare(method, base, experts, ctx.device, memory, threads)
-    reference = _reference(base, experts)
+    spoken = Spoken(base, experts, layout)
+    inputs = _prepare(method, spoken.base, spoken.experts, ctx.device, memory, threads, layout)
+    reference = _reference(spoken.base, spoken.experts)
     written = _written(reference, inputs, dtype)
     home = next(s for s in _sources(base, experts) if isinstance(s, Checkpoint))
-    config = config_with_dtype(inputs.config, dtype) if dtype else dict(inputs.config)
-    with _one_thread_each(), ShardWriter(folder, written) as writer:
+    config = spoken.config(config_with_dtype(inputs.config, dtype) if dtype else dict(inputs.config))
+    for note in spoken.notes:
+        ctx.emit("log", text=note)
+    ctx = calibration.opened(method, base, experts, ctx)
+    with _one_thread_each(), ShardWriter(folder, written) as writer, _scratch(ctx, folder) as ctx:
         copy_sidecars(home, folder, config)
+        spoken.put(folder)
         if card:
             put_card(folder, card)
         seen = ctx.with_(survey=method.survey(inputs, ctx))
@@ -101,17 +114,21 @@ def put_transform(
 def transform_tensors(
     method: Transform, base: Mapping[str, Tensor] | None, experts: Sequence[Mapping[str, Tensor]], ctx: Context
 ) -> dict[str, Tensor]:
-    """The same in memory: named tensors to named tensors, each in the dtype of the base's."""
+    """The same in memory: named tensors to named tensors, each in the dtype of the base's.
+
+    ctx: for a method with data, its roles `subjects` and `data` are set.
+    """
     held = None if base is None else Memory(base)
-    inputs = _prepare(method, held, [Memory(e) for e in experts], ctx.device, 1 << 30, 1)
+    inputs = _prepare(method, held, [Memory(e) for e in experts], ctx.device, MEMORY, 1)
     origin = base if base is not None else experts[0]
     made = {n: t.clone() for n, t in origin.items() if not t.is_floating_point()}
     made |= {n: torch.empty(info.shape, dtype=info.dtype) for n, info in inputs.tensors.items()}
-    seen = ctx.with_(survey=method.survey(inputs, ctx))
-    for given in inputs.pieces():
-        for piece, result in _transformed(method, given, seen):
-            flat = made[piece.name].view(-1)
-            flat[piece.start : piece.start + result.numel()] = result.reshape(-1).to(flat.dtype)
+    with _scratch(calibration.given(method, len(experts), ctx)) as ctx:
+        seen = ctx.with_(survey=method.survey(inputs, ctx))
+        for given in inputs.pieces():
+            for piece, result in _transformed(method, given, seen):
+                flat = made[piece.name].view(-1)
+                flat[piece.start : piece.start + result.numel()] = result.reshape(-1).to(flat.dtype)
     return {n: made[n] for n in dict.fromkeys([*origin, *made]) if n in made}
 
 
@@ -146,9 +163,9 @@ def _reference(base: Source | None, experts: Sequence[Source]) -> Source:
 
 def _prepare(
     method: Transform, base: Source | None, experts: Sequence[Source], device: torch.device, memory: int,
-    threads: int | None,
+    threads: int | None, layout: Layout = PLAIN,
 ) -> Inputs:  # fmt: skip
-    """The checked inputs after the method's own `plan`."""
+    """The checked inputs after slices were picked and the method's own `plan`."""
     if base is None and "base" in method.roles:
         raise LuthierError("needs a base", where=method.id, do="name the model the experts were tuned from")
     if not experts and "experts*" in method.roles:
@@ -156,6 +173,8 @@ def _prepare(
     if method.takes not in (None, len(experts)):
         what = f"takes {method.takes} expert{'s' * (method.takes != 1)}, and {len(experts)} are given"
         raise LuthierError(what, where=method.id)
+    if calibration.asks(method) and layout != PLAIN:
+        raise LuthierError("looks at the models as they are", where=method.id, do="merge without slices or tokenizer")
     check_grain(method.granularity, method.unit, method.id)
     reference = _reference(base, experts)
     floats = {n: i for n, i in reference.tensors.items() if i.dtype.is_floating_point}
@@ -163,9 +182,8 @@ def _prepare(
     room = memory // (threads * 8 * (len(experts) + 1))  # raw bytes and fp32 of every model
     batch = max(CHUNK, min(BATCH, room // CHUNK * CHUNK))
     config = getattr(reference, "config", {})
-    inputs = method.plan(
-        Inputs(base, tuple(experts), floats, method.granularity, method.unit, config, device, threads, batch)
-    )
+    inputs = Inputs(base, tuple(experts), floats, method.granularity, method.unit, config, device, threads, batch)
+    inputs = method.plan(sliced(inputs, layout.slices, method) if layout.slices else inputs)
     for expert in experts if not inputs.reads else ():
         _check_alike(reference, expert)
     check_shapes(inputs, method.id)
@@ -211,6 +229,13 @@ def _written(reference: Source, inputs: Inputs, dtype: torch.dtype | None) -> tu
 def _copy(source: Source, info: TensorInfo, writer: ShardWriter) -> None:
     for start in range(0, info.numel, BATCH):
         writer.write(info.name, start, source.read_flat(info.name, start, min(BATCH, info.numel - start)))
+
+
+@contextmanager
+def _scratch(ctx: Context, beside: Path | None = None) -> Iterator[Context]:
+    """The context with a scratch folder, which is removed however the block ends."""
+    with tempfile.TemporaryDirectory(prefix=".scratch-", dir=beside) as folder:
+        yield ctx.with_(scratch=Path(folder))
 
 
 @contextmanager

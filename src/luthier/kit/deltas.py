@@ -30,6 +30,9 @@ def each(schedules: Sequence[Any] | None, default: Any, piece: Any, count: int) 
 
     piece: anything with `name` and `depth`, a `flows.Piece` or a tensor's record in a checkpoint.
     """
+    which = getattr(piece, "which", None)
+    if schedules and which is not None:
+        schedules = [schedules[i] for i in which]
     return [at(s, piece.name, piece.depth) for s in (schedules or [default] * count)]
 
 

@@ -29,6 +29,7 @@ class Linear(Transform):
     """divide by the sum of the weights, so that they are shares"""
 
     roles = ("base?", "experts*")
+    partial = True
     reduces_to = Reduces({}, "identity", given={"experts": 1})
 
     def plan(self, inputs: Any) -> Any:

@@ -27,6 +27,7 @@ class TaskArithmetic(Transform):
     weights: tuple[Schedule, ...] | None = None
     """one factor an expert within the sum; none means 1 each"""
 
+    partial = True
     reduces_to = (
         Reduces({"scale": 0.0}, "base"),
         Reduces({"weights": (0.25, 0.75)}, "merge.linear", given={"experts": 2}, tolerance=1e-6),

@@ -1,0 +1,99 @@
+"""Slices: layers picked from the models before a merge sees them, one stretch after another.
+
+A slice names models and a stretch of layers of each, all of one length: layer 0 of the slice is made from
+the first of every stretch, and so on. What stands before the layers comes from the models of the first
+slice, what stands after them from those of the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from luthier.checkpoint.anatomy import FAMILIES, stack_of, text_config
+from luthier.checkpoint.reader import TensorInfo
+from luthier.engine.pieces import Inputs, Read
+from luthier.errors import LuthierError
+
+Slice = Sequence[tuple[int | None, int, int]]
+"""Of each model (an expert's index, None for the base) the first layer and the one past the last."""
+
+
+def sliced(inputs: Inputs, slices: Sequence[Slice], method: Any) -> Inputs:
+    """The inputs of a merge whose layers are those of `slices`, one after another.
+
+    Raises LuthierError for layers a model does not have, stretches of different lengths, a slice without the
+    base where the method needs one, and one without all experts where the method must see them together.
+    """
+    models = {n: _Layers(source) for n, source in [*enumerate(inputs.experts), (None, inputs.base)] if source}
+    for number, piece in enumerate(slices):
+        _check(number, piece, models, method)
+    made: dict[str, list[Read]] = {}
+    kept: list[int] = []  # of the first model of each slice, the layers that stay
+    for piece in slices:
+        lead, first, past = piece[0]
+        for layer in range(first, past):
+            for info in models[lead].layers[layer]:
+                name = _moved(info, len(kept))
+                made[name] = [(m, _moved(info, layer - first + start)) for m, start, _ in piece]
+            kept.append(layer)
+    outside: dict[str, list[Read]] = {}
+    for before, piece in ((True, slices[0]), (False, slices[-1])):
+        for info in models[piece[0][0]].outside:
+            if info.role.startswith("embed") == before:
+                outside[info.name] = [(m, info.name) for m, _, _ in piece]
+    return inputs.giving(outside | made, _config(inputs, kept))
+
+
+class _Layers:
+    """A model's float tensors by layer."""
+
+    def __init__(self, source: Any):
+        self.layers: dict[int, list[TensorInfo]] = {}
+        self.outside: list[TensorInfo] = []
+        for info in source.tensors.values():
+            if info.layer is not None and not info.dtype.is_floating_point:
+                what = "holds whole numbers inside its layers, which cannot be moved"
+                raise LuthierError(what, where=f"{info.file}: tensor {info.name!r}")
+            if info.dtype.is_floating_point:
+                (self.outside if info.layer is None else self.layers.setdefault(info.layer, [])).append(info)
+
+
+def _check(number: int, piece: Slice, models: Mapping[int | None, _Layers], method: Any) -> None:
+    where = f"slices[{number}]"
+    named = [m for m, _, _ in piece]
+    lengths = {past - first for _, first, past in piece}
+    if len(lengths) > 1:
+        raise LuthierError(f"the stretches have different lengths: {sorted(lengths)}", where=where)
+    for model, first, past in piece:
+        count = len(models[model].layers)
+        if not 0 <= first < past <= count:
+            raise LuthierError(f"layers [{first}, {past}] of a model that has {count}", where=where,
+                               do=f"give [FIRST, PAST THE LAST] within [0, {count}]")  # fmt: skip
+    if "base" in method.roles and None not in named:
+        raise LuthierError("lacks the base", where=where, do=f"{method.id} needs it in every slice")
+    experts = sum(m is not None for m in models)
+    if len([m for m in named if m is not None]) < experts and not method.partial:
+        what = f"names {len(named) - (None in named)} of {experts} experts"
+        raise LuthierError(what, where=where, do=f"{method.id} must see all of them together")
+
+
+def _moved(info: TensorInfo, layer: int) -> str:
+    """The name of the same tensor in another layer."""
+    stack = stack_of(info.name)
+    assert stack is not None
+    rest = info.name[len(stack) + 1 :].partition(".")[2]
+    return f"{stack}.{layer}.{rest}"
+
+
+def _config(inputs: Inputs, kept: Sequence[int]) -> dict[str, Any]:
+    """What changes in config.json: the number of layers, and every list that has an entry a layer."""
+    inner = text_config(inputs.config)
+    row = FAMILIES.get(inputs.config.get("model_type", ""))
+    key = row.layers if row else "num_hidden_layers"
+    before = inner.get(key)
+    made: dict[str, Any] = {key: len(kept)}
+    for name, value in inner.items():
+        if isinstance(value, list) and len(value) == before and max(kept) < len(value):
+            made[name] = [value[layer] for layer in kept]
+    return made if inner is inputs.config else {"text_config": {**inner, **made}}
