@@ -13,10 +13,8 @@ N: entries of a stretch.
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from luthier.errors import LuthierError
@@ -25,6 +23,7 @@ from luthier.flows import Ctx, Piece
 from luthier.kit.deltas import add, changes, each, one_each
 from luthier.kit.schedule import at
 from luthier.kit.select import kept, largest, trim
+from luthier.kit.vote import balance, elect_, weigh_
 from luthier.shapes import Reduces, Transform
 
 
@@ -78,8 +77,7 @@ class Ties(Transform):
             cuts = {name: self._cuts(inputs.only(name), tensor) for name, tensor in inputs.tensors.items()}
         if self.on_tie == "plus":
             return cuts, 1.0
-        votes = sum(inputs.each(lambda piece: float(self._trimmed(piece, cuts)[1].sign().sum())))
-        return cuts, float((votes > 0) - (votes < 0))
+        return cuts, balance(inputs.each(lambda piece: float(self._trimmed(piece, cuts)[1].sign().sum())))
 
     def _cuts(self, inputs: Any, tensor: Any) -> list[float]:
         """The smallest magnitude that survives, one an expert, over all of `inputs`."""
@@ -93,21 +91,11 @@ class Ties(Transform):
     def _trimmed(self, piece: Piece, cuts: dict[str, list[float]]) -> tuple[list[Tensor], Tensor]:
         """Every expert's trimmed and weighted change, and their sum."""
         trimmed = [trim(c_N, cut) for c_N, cut in zip(changes(piece), cuts[piece.name], strict=True)]
-        if self.weights is not None:
-            weights = each(self.weights, 1, piece, len(trimmed))
-            trimmed = [c_N.mul_(weight) if weight != 1 else c_N for c_N, weight in zip(trimmed, weights, strict=True)]
-        return trimmed, functools.reduce(torch.add, trimmed)
+        return trimmed, weigh_(trimmed, each(self.weights, 1.0, piece, len(trimmed)))
 
     def transform(self, tensors: Piece, ctx: Ctx) -> Tensor:
         cuts, majority = ctx.survey
         trimmed, total_N = self._trimmed(tensors, cuts)
-        sign_N = total_N.sign()
-        sign_N.add_(1 - sign_N.abs(), alpha=majority)
-        merged_N, count_N = torch.zeros_like(sign_N), torch.zeros_like(sign_N)
-        for weight, change_N in zip(each(self.weights, 1.0, tensors, len(trimmed)), trimmed, strict=True):
-            agreeing_N = change_N.mul_(sign_N).clamp_(min=0)  # the magnitude, zero where the sign is the other
-            merged_N.add_(agreeing_N)
-            count_N.add_(agreeing_N.sign_(), alpha=weight)
-        if self.normalize:
-            merged_N.div_(count_N.add_(1 - count_N.sign().abs_()))  # where nobody agrees, by 1
-        return add(tensors, merged_N.mul_(sign_N), at(self.scale, tensors.name, tensors.depth))
+        weights = each(self.weights, 1.0, tensors, len(trimmed))
+        merged_N = elect_(trimmed, total_N, weights, majority, self.normalize)
+        return add(tensors, merged_N, at(self.scale, tensors.name, tensors.depth))

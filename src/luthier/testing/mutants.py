@@ -48,8 +48,6 @@ HARMLESS: dict[tuple[str, str, str], str] = {
         "which token stands in the padding, behind the mask, does not matter",
     ("eval.compare", 'weight = float(row["tokens"]) if row["metric"] in BY_TOKENS else 1.0', "1.0 -> 1.25"):
         "weights count by their ratios alone, and here all are equal",
-    ("merge.ties", "weights = each(self.weights, 1, piece, len(trimmed))", "1 -> 2"):
-        "it is for a field that is not given, and here it is",
     ("objective.masked_diffusion",
      "return weight_BT / asked_BT.sum(1, keepdim=True).clamp(min=1), int(asked_BT.any(1).sum())",
      "asked_BT.sum(1, keepdim=True).clamp(min=1) -> asked_BT.sum(1, keepdim=True)"):
