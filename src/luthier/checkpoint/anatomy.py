@@ -25,6 +25,8 @@ ROTARY = Literal["half", "interleaved", "none"]
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,9})\.", re.ASCII)
 _BESIDE = re.compile(r"\bvision_|\bmulti_modal_projector\b")  # towers of other senses have layers of their own
 _EXPERT = re.compile(r"\.experts\.(\d{1,9})\.", re.ASCII)
+OUTER = ("model.", "transformer.", "gpt_neox.")
+"""outermost prefixes, with and without which some families are saved"""
 _WORDS = 4
 """words of a module's name that tell its role, from the end; a hostile name has a million"""
 
@@ -75,7 +77,8 @@ class Family:
     parts: the end of a module's name → role; the longest end that fits wins.
     transposed: roles whose weight is (in, out) instead of (out, in).
     qkv: how a fused projection's rows lie, "stacked" (all q, all k, all v) or "by_head" (q, k, v of
-    head 0, then of head 1).  rotary: which entries of a head turn together.
+    head 0, then of head 1).  rotary: which entries of a head turn together.  turning: the share of a
+    head's entries that turn, where config.json does not say.
     live: live module name ← name on disk, where they differ outside the experts.
     experts: the module that holds fused experts in memory, and (gate, up, down) on disk.
     heads, kv_heads, layers, hidden: the keys of config.json.
@@ -84,6 +87,7 @@ class Family:
     name: str
     parts: Mapping[str, str]
     rotary: ROTARY = "half"
+    turning: float = 1.0
     transposed: tuple[str, ...] = ()
     qkv: Literal["stacked", "by_head"] = "stacked"
     live: tuple[tuple[str, str], ...] = ()
@@ -125,7 +129,8 @@ _FAMILIES = (
         layers="n_layer",
         hidden="n_embd",
     ),
-    Family("gpt_neox", _NEOX, qkv="by_head", kv_heads="num_attention_heads", live=(("lm_head.", "embed_out."),)),
+    Family("gpt_neox", _NEOX, turning=0.25, qkv="by_head", kv_heads="num_attention_heads",
+           live=(("lm_head.", "embed_out."),)),
     Family("luthier", _NORMS | _LUTHIER),
 )
 FAMILIES: Mapping[str, Family] = {alias: row for row in _FAMILIES for alias in (row.name, *row.aliases)}
@@ -199,6 +204,14 @@ def layers_of(config: Mapping[str, Any]) -> int | None:
     """Number of layers by config.json, None when it does not say."""
     count = layers_said(config)
     return count if isinstance(count, int) and count > 0 else None
+
+
+def turning_share(config: Mapping[str, Any]) -> float:
+    """The share of a head's entries that turn with the position, from the first one on."""
+    text, row = text_config(config), family(config["model_type"])
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    said = [text.get("partial_rotary_factor"), text.get("rotary_pct"), rope.get("partial_rotary_factor")]
+    return 0.0 if row.rotary == "none" else next((float(s) for s in said if s is not None), row.turning)
 
 
 class Place(NamedTuple):

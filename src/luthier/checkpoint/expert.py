@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from luthier.checkpoint.anatomy import OUTER
 from luthier.checkpoint.delta import Change, Delta
 from luthier.checkpoint.lora import LowRank
 from luthier.checkpoint.reader import Checkpoint, TensorInfo
@@ -102,8 +103,7 @@ def open_expert(
 
 def _match(name: str, base: Checkpoint, path: Path) -> str:
     """The base's name for a tensor: some families are saved with and without their outermost prefix."""
-    outer = ("model.", "transformer.", "gpt_neox.")
-    tries = [name, *(prefix + name for prefix in outer), *(name.removeprefix(p) for p in outer if name.startswith(p))]
+    tries = [name, *(prefix + name for prefix in OUTER), *(name.removeprefix(p) for p in OUTER if name.startswith(p))]
     for one in tries:
         if one in base.tensors:
             return one

@@ -25,7 +25,9 @@ from luthier.engine.data import open_data
 from luthier.engine.spec import TrainSpec
 from luthier.errors import LuthierError, unknown
 from luthier.kit.context import Context
+from luthier.kit.pairing import one_for_each
 from luthier.kit.plain import to_yaml
+from luthier.kit.secret import Secret
 from luthier.shapes import Certify, Decode, Measure, Method, Objective, Optim, Transform, Tune
 
 OPTIONS = {
@@ -115,28 +117,45 @@ class Merged:
 
         base, experts = self._opened()
         options = {k: self.given[k] for k in ("memory", "threads") if k in self.given}
-        return plan_transform(self.method, base, experts, dtype=_dtype(self.given), **options)
+        return plan_transform(self.method, base, experts, dtype=_dtype(self.given), roles=self._key(), **options)
 
     def save(self, folder: str | Path) -> Path:
         """Carry it out and write a Hugging Face folder, whole or not at all; returns its path."""
         from luthier.engine.stream import run_transform
 
         base, experts = self._opened()
-        names = [str(_named(e)) for e in _list(self.given["experts"])]
-        step: dict[str, Any] = {"base": _named(self.given["base"])} if base is not None else {}
-        recipe = {"luthier": 1, "steps": {"model": self.method.to_dict() | step | {"experts": names}}}
-        notes = _notes(self.given.get("base"), *_list(self.given["experts"]))
-        text = model_card(to_yaml(recipe), [self.method.id], step.get("base"), notes)
+        names = [str(_named(e)) for e in self._experts]
+        one = {role: self.given[role] for role in ("base", "model") if self.given.get(role) is not None}
+        step: dict[str, Any] = {role: _named(model) for role, model in one.items()}
+        data = _entries(_list(self.given["data"])) if "data" in self.given else {}
+        step |= ({"experts": names} if names else {}) | ({"data": list(data)} if data else {})
+        step |= {"key": str(self.given["key"])} if "key" in self.given else {}
+        recipe = {"luthier": 1} | ({"data": data} if data else {}) | {"steps": {"model": self.method.to_dict() | step}}
+        notes = _notes(*one.values(), *self._experts)
+        text = model_card(to_yaml(recipe), [self.method.id], step.get("base", step.get("model")), notes)
         options = {k: self.given[k] for k in ("memory", "threads") if k in self.given}
         ctx = _context(self.given, "apply")
+        ctx = ctx.with_(roles=self._key() | ({"data": _data(self.given, ctx)} if data else {}))
         return run_transform(
             self.method, base, experts, Path(folder), ctx, dtype=_dtype(self.given), card=text, **options
         )
 
     def _opened(self) -> tuple[Any, list[Any]]:
-        base = self.given.get("base")
+        base = self.given.get("base", self.given.get("model"))
         opened = base if base is None or isinstance(base, Checkpoint) else resolve(base)
-        return opened, [open_expert(e, opened) for e in _list(self.given["experts"])]
+        experts = [open_expert(e, opened) for e in self._experts]
+        if "data" in self.given:
+            one_for_each(_list(self.given["data"]), len(experts), self.method.id)
+        return opened, experts
+
+    @property
+    def _experts(self) -> list[Any]:
+        return _list(self.given["experts"]) if "experts" in self.given else []
+
+    def _key(self) -> dict[str, Any]:
+        """The secret of a method that takes one, from the file."""
+        key = self.given.get("key")
+        return {} if key is None else {"key": key if isinstance(key, Secret) else Secret.read(key)}
 
 
 def _merge(method: Transform, given: Mapping[str, Any]) -> Merged:
@@ -179,12 +198,18 @@ def _tune(method: Tune, given: Mapping[str, Any]) -> TunedModel:
     return TunedModel(result.model, tokenizer, result.delta, result.history, result.stats, text)
 
 
-def _recipe_of(method: Tune, job: Any, given: Mapping[str, Any]) -> str:
-    """The training as a recipe, for the card; data that were given as objects stand by their names."""
+def _entries(sources: list[Any]) -> dict[str, Any]:
+    """Sources as the `data` of a recipe."""
     data: dict[str, Any] = {}
-    for i, source in enumerate(_list(given["data"])):
+    for i, source in enumerate(sources):
         plain = source if isinstance(source, (str, Mapping)) else getattr(source, "name", type(source).__name__)
         data[f"data{i}"] = dict(plain) if isinstance(plain, Mapping) else {"source": plain}
+    return data
+
+
+def _recipe_of(method: Tune, job: Any, given: Mapping[str, Any]) -> str:
+    """The training as a recipe, for the card; data that were given as objects stand by their names."""
+    data = _entries(_list(given["data"]))
     model: Any = given["model"]
     if isinstance(model, runner.NewModel):
         trained = {"train": getattr(model.train_on, "name", None), "size": model.size}

@@ -21,7 +21,8 @@ Event = Mapping[str, Any]
 class Context:
     """See `luthier.flows.Ctx`. watch receives each event as a dict with at least `kind` and `step`.
 
-    cache: a folder for `cached`; None keeps nothing between steps.
+    cache: a folder for `cached`; None keeps nothing between steps.  scratch: a folder that lasts as long as
+    the survey and the stream of one Transform.
     """
 
     seed: int = 0
@@ -31,6 +32,7 @@ class Context:
     survey: Any = None
     roles: Mapping[str, Any] = field(default_factory=dict)
     cache: Path | None = None
+    scratch: Path | None = None
     watch: Callable[[Event], None] | None = None
 
     def key(self, *item: Any) -> int:

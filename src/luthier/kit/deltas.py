@@ -52,3 +52,13 @@ def one_each(field: str, schedules: Sequence[Any] | None, inputs: Any) -> None:
             each(schedules, None, tensor, len(schedules))
         except LuthierError as fault:
             raise fault.at(field) from None
+
+
+def shares(field: str, schedules: Sequence[Any] | None, inputs: Any) -> None:
+    """`one_each`, of weights that are divided by their sum: none below 0, and one above it at every tensor."""
+    one_each(field, schedules, inputs)
+    for tensor in inputs.tensors.values() if schedules is not None else ():
+        values = each(schedules, None, tensor, len(inputs.experts))
+        if min(values) < 0 or max(values) == 0:
+            what = f"the weights are {values} at {tensor.name}"
+            raise LuthierError(what, where=field, do="give none below 0 and at least one above it")
