@@ -17,6 +17,7 @@ from luthier.recipe_text import Marked
 from luthier.shapes import Method
 
 DATA_ROLES, VALUE_ROLES = frozenset({"data"}), frozenset({"prompts", "problem"})
+KEY_ROLES = frozenset({"key"})
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 SOURCES = ("gym", "text", "jsonl")
 MOST_THREADS = 1024
@@ -33,7 +34,9 @@ class Role:
 
     @property
     def kind(self) -> str:
-        """model, data or value"""
+        """model, data, value, or key: the path of a file whose content is a secret"""
+        if self.name in KEY_ROLES:
+            return "key"
         return "data" if self.name in DATA_ROLES else "value" if self.name in VALUE_ROLES else "model"
 
 

@@ -48,6 +48,7 @@ class Inputs:
             with check.at_data(self.recipe.marked, name):
                 self.data[name] = open_data(name, entry, context)
         for step in self.recipe.steps.values():
+            self.secrets(step)
             waits = step.roles.get("base") in self.recipe.steps  # then a change to it can only be opened later
             for name in step.names("model"):
                 if name not in self.recipe.steps and not (waits and is_change(Path(name).expanduser())):
@@ -71,6 +72,18 @@ class Inputs:
                 there = str(path) if path.exists() else name
                 self.models[(name, on)] = open_expert(there, self.model(on, step) if on and is_change(path) else None)
         return self.models[(name, on)]
+
+    def secrets(self, step: Step) -> dict[str, Any]:
+        """Role to the secret in the key file it names, which is read anew each time and kept nowhere."""
+        paths = step.names("key")
+        if not paths:
+            return {}
+        from luthier.kit.secret import Secret
+
+        try:
+            return {role: Secret.read(path) for role, path in step.roles.items() if path in paths}
+        except LuthierError as fault:
+            raise fault.at(step.where) from None
 
     def context(self, step: Step | None) -> Any:
         from luthier.kit.context import Context
@@ -97,6 +110,9 @@ class Inputs:
         for role, value in step.roles.items():
             kind = roles[role].kind
             if kind == "value":
+                continue
+            if kind == "key":
+                made[role] = {"name": value, "hash": self.secrets(step)[role].fingerprint}
                 continue
             if isinstance(value, Mapping):
                 tokenizer: Any = value["tokenizer"]
@@ -143,6 +159,8 @@ class Inputs:
         for role, value in step.roles.items():
             if roles[role].kind == "value":
                 made[role] = value
+            elif roles[role].kind == "key":
+                made[role] = self.secrets(step)[role]
             elif isinstance(value, Mapping):
                 made[role] = self._new(value, step)
             else:

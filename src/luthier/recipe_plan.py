@@ -188,11 +188,12 @@ class _Planning:
             from luthier.engine.runner import DTYPES
             from luthier.engine.stream import plan_transform
 
-            base = step.roles.get("base")
+            base = step.roles.get("base", step.roles.get("model"))
             made = plan_transform(
                 step.method, self.inputs.model(base, step) if base else None,  # type: ignore[arg-type]
-                [self.inputs.model(n, step) for n in step.roles["experts"]], memory=memory,
+                [self.inputs.model(n, step) for n in step.roles.get("experts", ())], memory=memory,
                 threads=self.recipe.hardware.threads, dtype=DTYPES.get(step.dtype), layout=layout_of(step),
+                roles=self.inputs.secrets(step),
             )  # fmt: skip
             memory, seconds, disk = made.memory_bytes, made.seconds, made.write_bytes
         else:

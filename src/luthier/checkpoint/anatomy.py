@@ -129,8 +129,14 @@ _FAMILIES = (
         layers="n_layer",
         hidden="n_embd",
     ),
-    Family("gpt_neox", _NEOX, turning=0.25, qkv="by_head", kv_heads="num_attention_heads",
-           live=(("lm_head.", "embed_out."),)),
+    Family(
+        "gpt_neox",
+        _NEOX,
+        turning=0.25,
+        qkv="by_head",
+        kv_heads="num_attention_heads",
+        live=(("lm_head.", "embed_out."),),
+    ),
     Family("luthier", _NORMS | _LUTHIER),
 )
 FAMILIES: Mapping[str, Family] = {alias: row for row in _FAMILIES for alias in (row.name, *row.aliases)}

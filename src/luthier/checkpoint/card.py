@@ -41,11 +41,15 @@ def model_card(
     return "\n".join(lines)
 
 
-def put_card(folder: Path, card: str) -> None:
-    """Write a card and how to load what it describes, beside the config.json that is there."""
+def put_card(folder: Path, card: str, notes: Iterable[str] = ()) -> None:
+    """Write a card and how to load what it describes, beside the config.json that is there.
+
+    notes: what else a reader should know, one line each.
+    """
     known = family_of(folder)
     with_what = "transformers and Luthier, whose decoder it is" if known == OURS else "plain transformers"
-    lines = [card, f"Load it with {with_what}:", "", "```python", loading(known, "path/to/this/folder"), "```", ""]
+    lines = [card, *(f"- {' '.join(note.split())}\n" for note in notes)]
+    lines += [f"Load it with {with_what}:", "", "```python", loading(known, "path/to/this/folder"), "```", ""]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
 
 

@@ -151,14 +151,16 @@ def _transform(job: Job, ctx: Context) -> Fill:
 
     def fill(folder: Path) -> Outcome:
         method: Any = job.method
-        seen = ctx.with_(roles={"data": job.roles["data"]}) if "data" in job.roles else ctx
-        put_transform(
-            folder, method, job.roles.get("base"), job.roles["experts"], seen,
+        base, rest = job.roles.get("base", job.roles.get("model")), {**job.roles}
+        for role in ("base", "model", "experts"):
+            rest.pop(role, None)
+        notes = put_transform(
+            folder, method, base, job.roles.get("experts", ()), ctx.with_(roles=rest),
             memory=job.memory, threads=job.threads, dtype=job.dtype, card=job.card,
             layout=job.layout,
         )  # fmt: skip
         written = Checkpoint.open(folder)
-        return Outcome({"parameters": written.n_params, "bytes": written.nbytes}, {"model": ""})
+        return Outcome({"parameters": written.n_params, "bytes": written.nbytes}, {"model": ""}, notes)
 
     return fill
 

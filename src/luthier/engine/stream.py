@@ -51,10 +51,14 @@ class Plan:
 def plan_transform(
     method: Transform, base: Source | None, experts: Sequence[Source], *, memory: int = MEMORY,
     threads: int | None = None, dtype: torch.dtype | None = None, layout: Layout = PLAIN,
+    roles: Mapping[str, Any] | None = None,
 ) -> Plan:  # fmt: skip
-    """What `run_transform` would do; reads no weights. LuthierError for inputs that do not fit."""
+    """What `run_transform` would do; reads no weights. LuthierError for inputs that do not fit.
+
+    roles: the step's inputs that are no models.
+    """
     spoken = Spoken(base, experts, layout)
-    inputs = _prepare(method, spoken.base, spoken.experts, torch.device("cpu"), memory, threads, layout)
+    inputs = _prepare(method, spoken.base, spoken.experts, torch.device("cpu"), memory, threads, layout, roles or {})
     written = _written(_reference(base, experts), inputs, dtype)
     read = sum(info.nbytes for s in _sources(base, experts) for info in s.tensors.values())
     held = inputs.threads * inputs.held * 8
@@ -82,10 +86,10 @@ def run_transform(
 def put_transform(
     folder: Path, method: Transform, base: Any, experts: Sequence[Any], ctx: Context, *, memory: int = MEMORY,
     threads: int | None = None, dtype: torch.dtype | None = None, card: str = "", layout: Layout = PLAIN,
-) -> None:  # fmt: skip
-    """What `run_transform` writes, into a folder of `write_folder`."""
+) -> tuple[str, ...]:  # fmt: skip
+    """What `run_transform` writes, into a folder of `write_folder`; returns what a reader of it should know."""
     spoken = Spoken(base, experts, layout)
-    inputs = _prepare(method, spoken.base, spoken.experts, ctx.device, memory, threads, layout)
+    inputs = _prepare(method, spoken.base, spoken.experts, ctx.device, memory, threads, layout, ctx.roles)
     reference = _reference(spoken.base, spoken.experts)
     written = _written(reference, inputs, dtype)
     home = next(s for s in _sources(base, experts) if isinstance(s, Checkpoint))
@@ -97,7 +101,7 @@ def put_transform(
         copy_sidecars(home, folder, config)
         spoken.put(folder)
         if card:
-            put_card(folder, card)
+            put_card(folder, card, inputs.notes)
         seen = ctx.with_(survey=method.survey(inputs, ctx))
 
         def write(given: Piece | Group) -> None:
@@ -109,17 +113,20 @@ def put_transform(
         for info in written:
             if info.name not in inputs.tensors:
                 _copy(reference, info, writer)
+    return inputs.notes
 
 
 def transform_tensors(
-    method: Transform, base: Mapping[str, Tensor] | None, experts: Sequence[Mapping[str, Tensor]], ctx: Context
-) -> dict[str, Tensor]:
+    method: Transform, base: Mapping[str, Tensor] | None, experts: Sequence[Mapping[str, Tensor]], ctx: Context,
+    config: Mapping[str, Any] | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """The same in memory: named tensors to named tensors, each in the dtype of the base's.
 
+    config: the models' config.json, for a method that needs more than names and shapes.
     ctx: for a method with data, its roles `subjects` and `data` are set.
     """
-    held = None if base is None else Memory(base)
-    inputs = _prepare(method, held, [Memory(e) for e in experts], ctx.device, MEMORY, 1)
+    held = None if base is None else Memory(base, config)
+    inputs = _prepare(method, held, [Memory(e, config) for e in experts], ctx.device, MEMORY, 1, roles=ctx.roles)
     origin = base if base is not None else experts[0]
     made = {n: t.clone() for n, t in origin.items() if not t.is_floating_point()}
     made |= {n: torch.empty(info.shape, dtype=info.dtype) for n, info in inputs.tensors.items()}
@@ -163,10 +170,10 @@ def _reference(base: Source | None, experts: Sequence[Source]) -> Source:
 
 def _prepare(
     method: Transform, base: Source | None, experts: Sequence[Source], device: torch.device, memory: int,
-    threads: int | None, layout: Layout = PLAIN,
+    threads: int | None, layout: Layout = PLAIN, roles: Mapping[str, Any] | None = None,
 ) -> Inputs:  # fmt: skip
     """The checked inputs after slices were picked and the method's own `plan`."""
-    if base is None and "base" in method.roles:
+    if base is None and {"base", "model"} & set(method.roles):
         raise LuthierError("needs a base", where=method.id, do="name the model the experts were tuned from")
     if not experts and "experts*" in method.roles:
         raise LuthierError("needs at least one expert", where=method.id)
@@ -182,7 +189,9 @@ def _prepare(
     room = memory // (threads * 8 * (len(experts) + 1))  # raw bytes and fp32 of every model
     batch = max(CHUNK, min(BATCH, room // CHUNK * CHUNK))
     config = getattr(reference, "config", {})
-    inputs = Inputs(base, tuple(experts), floats, method.granularity, method.unit, config, device, threads, batch)
+    inputs = Inputs(
+        base, tuple(experts), floats, method.granularity, method.unit, config, device, threads, batch, roles=roles or {}
+    )
     inputs = method.plan(sliced(inputs, layout.slices, method) if layout.slices else inputs)
     for expert in experts if not inputs.reads else ():
         _check_alike(reference, expert)

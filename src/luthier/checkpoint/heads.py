@@ -1,0 +1,186 @@
+"""A layer's tensors as heads and hidden units, whatever the family calls them and however it fuses them; and back.
+
+`attention_of` and `units_of` need names, roles and shapes only, and refuse by name what they cannot take
+apart. Their `read` gives fp64, biases as one more input; `write` gives tensors of the old shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.checkpoint.anatomy import Family, family, stack_of, text_config, turning_share
+from luthier.errors import LuthierError
+from luthier.kit.symmetry import Heads, Units
+
+KNOWN = ("block.attention", "block.dense", "block.moe")
+"""What may fill the slots of our own decoder that weights are read by."""
+
+
+@dataclass(frozen=True)
+class AttentionAt:
+    """Where the attention of one layer lies. names: part ("q", "q.bias", "qkv", "o", "q_norm") → tensor.
+
+    pairs_F2: the entries of a head that turn together.
+    """
+
+    row: Family
+    names: Mapping[str, str]
+    heads: int
+    groups: int
+    width: int
+    pairs_F2: Tensor
+
+    @property
+    def normed(self) -> bool:
+        return "q_norm" in self.names
+
+    def read(self, values: Mapping[str, Tensor]) -> Heads:
+        """The heads, from tensors by name."""
+        g, h = self.groups, self.width
+        if "qkv" in self.names:
+            rows = self._rows(values, "qkv")
+            by_head = self.row.qkv == "by_head"
+            q, k, v = rows.view(*((-1, 3) if by_head else (3, -1)), h, rows.shape[1]).unbind(1 if by_head else 0)
+        else:
+            q, k, v = (self._rows(values, part) for part in "qkv")
+        o_HX = _exact(values, self.names["o"])
+        o_HX = o_HX if "attn.o" in self.row.transposed else o_HX.T
+        made = Heads(q.reshape(g, -1, h, q.shape[-1]), k.reshape(g, h, -1), v.reshape(g, h, -1),
+                     o_HX.reshape(g, -1, h, o_HX.shape[1]))  # fmt: skip
+        if not self.normed:
+            return made
+        q_gain, k_gain = (_exact(values, self.names[part]).reshape(-1, h) for part in ("q_norm", "k_norm"))
+        q_gain_GMH = q_gain.view(1, 1, h) if len(q_gain) == 1 else q_gain.view(g, -1, h)
+        return replace(made, q_gain_GMH=q_gain_GMH, k_gain_GH=k_gain)
+
+    def write(self, heads: Heads, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The heads as tensors by name, shaped like `values`."""
+        made: dict[str, Tensor] = {}
+        parts = {"q": heads.q_GMHX, "k": heads.k_GHX, "v": heads.v_GHX}
+        rows = {n: t.reshape(self.groups, -1, self.width, t.shape[-1]).flatten(0, 1) for n, t in parts.items()}
+        if "qkv" in self.names:
+            rows = {"qkv": torch.stack(list(rows.values()), 1 if self.row.qkv == "by_head" else 0)}
+        for part, each in rows.items():
+            self._put(made, part, each.reshape(-1, each.shape[-1]))
+        o_HX = heads.o_GMHX.reshape(-1, heads.o_GMHX.shape[-1])
+        made[self.names["o"]] = o_HX if "attn.o" in self.row.transposed else o_HX.T
+        if heads.q_gain_GMH is not None and heads.k_gain_GH is not None:
+            made[self.names["q_norm"]], made[self.names["k_norm"]] = heads.q_gain_GMH, heads.k_gain_GH
+        return {name: t.reshape(values[name].shape) for name, t in made.items()}
+
+    def _rows(self, values: Mapping[str, Tensor], part: str) -> Tensor:
+        return _joined(values, self.names, part, f"attn.{part}" in self.row.transposed)
+
+    def _put(self, made: dict[str, Tensor], part: str, rows: Tensor) -> None:
+        _parted(made, self.names, part, rows, f"attn.{part}" in self.row.transposed)
+
+
+@dataclass(frozen=True)
+class UnitsAt:
+    """Where one feed-forward block lies. label: its place in the layer, such as mlp.experts.3."""
+
+    label: str
+    names: Mapping[str, str] = field(default_factory=dict)
+    transposed: bool = False
+
+    def read(self, values: Mapping[str, Tensor]) -> Units:
+        """The hidden units, from tensors by name."""
+        gate = _joined(values, self.names, "gate", self.transposed) if "gate" in self.names else None
+        down_UX = _exact(values, self.names["down"])
+        up_UX = _joined(values, self.names, "up", self.transposed)
+        return Units(gate, up_UX, down_UX if self.transposed else down_UX.T)
+
+    def write(self, units: Units, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The hidden units as tensors by name, shaped like `values`."""
+        made: dict[str, Tensor] = {self.names["down"]: units.down_UX if self.transposed else units.down_UX.T}
+        for part, rows in (("gate", units.gate_UX), ("up", units.up_UX)):
+            if rows is not None:
+                _parted(made, self.names, part, rows, self.transposed)
+        return {name: t.reshape(values[name].shape) for name, t in made.items()}
+
+
+def _exact(values: Mapping[str, Tensor], name: str) -> Tensor:
+    return values[name].to(device="cpu", dtype=torch.float64)  # not every accelerator has fp64
+
+
+def _joined(values: Mapping[str, Tensor], names: Mapping[str, str], part: str, transposed: bool) -> Tensor:
+    """A projection's rows, with its bias as one more input."""
+    rows = _exact(values, names[part])
+    rows = rows.T if transposed else rows
+    bias = names.get(f"{part}.bias")
+    return rows if bias is None else torch.cat((rows, _exact(values, bias)[:, None]), 1)
+
+
+def _parted(made: dict[str, Tensor], names: Mapping[str, str], part: str, rows: Tensor, transposed: bool) -> None:
+    bias = names.get(f"{part}.bias")
+    if bias is not None:
+        rows, made[bias] = rows[:, :-1], rows[:, -1]
+    made[names[part]] = rows.T if transposed else rows
+
+
+def attention_of(config: Mapping[str, Any], layer: Mapping[str, Any]) -> AttentionAt:
+    """Where the attention of a layer lies, which `layer` names: tensor → what has a role and a shape.
+
+    LuthierError for what is no grouped-query attention of separate or fused projections.
+    """
+    row, text = family(config["model_type"]), text_config(config)
+    names = {t.role.removeprefix("attn."): name for name, t in layer.items() if t.role.startswith("attn.")}
+    where = next(iter(layer), None)
+    heads = text.get(row.heads)
+    do = "leave its attention out: set: {parts: [mlp]}"
+    if not {"q", "k", "v", "o"} <= set(names) and not {"qkv", "o"} <= set(names):
+        raise LuthierError(f"this attention of {row.name} has no heads that can be told apart", where=where, do=do)
+    if text.get("clip_qkv") is not None:
+        raise LuthierError("clipped queries, keys and values (clip_qkv) see their coordinates", where=where, do=do)
+    if not isinstance(heads, int) or heads < 1:
+        raise LuthierError(f"config.json does not say how many heads there are ({row.heads})", where=where)
+    _check_slots(config, "mixer")
+    fused, across = "qkv" in names, -1 if f"attn.{'qkv' if 'qkv' in names else 'q'}" in row.transposed else 0
+    rows = {p: layer[names[p]].shape[across] for p in (("qkv",) if fused else "qkv")}
+    width, left = divmod(rows["qkv"] // 3 if fused else rows["q"], heads)
+    groups = heads if fused else rows["k"] // max(width, 1)
+    fits = left == 0 and groups > 0 and heads % groups == 0 and (fused or rows["k"] == rows["v"] == groups * width)
+    if not fits:
+        raise LuthierError(f"rows {rows} are no {heads} heads", where=where, do=do)
+    return AttentionAt(row, names, heads, groups, width, pairs(config, width))
+
+
+def pairs(config: Mapping[str, Any], width: int) -> Tensor:
+    """The entries of a head of this width that turn together, one pair a row."""
+    half = int(width * turning_share(config)) // 2
+    first = torch.arange(half)
+    interleaved = family(config["model_type"]).rotary == "interleaved"
+    return torch.stack((2 * first, 2 * first + 1) if interleaved else (first, first + half), 1)
+
+
+def units_of(config: Mapping[str, Any], layer: Mapping[str, Any]) -> list[UnitsAt]:
+    """Where the feed-forward blocks of a layer lie, those of every expert too. LuthierError for other forms."""
+    row = family(config["model_type"])
+    found: dict[str, dict[str, str]] = {}
+    for name, t in layer.items():
+        kind, _, part = t.role.removesuffix(".bias").rpartition(".")
+        if kind in ("mlp", "moe", "moe.shared") and part in ("gate", "up", "down"):
+            inside = name.removeprefix(f"{stack_of(name)}.").split(".")[1:]  # after the layer's number
+            label = ".".join(inside[: -2 if inside[-1] in ("weight", "bias") else -1])
+            found.setdefault(label, {})[part + (".bias" if t.role.endswith(".bias") else "")] = name
+    for label, names in found.items():
+        flat = [n for p, n in names.items() if not p.endswith(".bias") and len(layer[n].shape) != 2]
+        if flat or not {"up", "down"} <= set(names):
+            raise LuthierError(f"{label}: no feed-forward block of gate, up and down", where=next(iter(names.values())),
+                               do="leave it out of `parts`")  # fmt: skip
+    _check_slots(config, "ffn")
+    return [UnitsAt(label, names, "mlp.up" in row.transposed) for label, names in found.items()]
+
+
+def _check_slots(config: Mapping[str, Any], slot: str) -> None:
+    """What fills a slot of our own decoder may compute otherwise than what is known here."""
+    for key, value in (config.get("slots") or {}).items() if config["model_type"] == "luthier" else ():
+        use = value["use"] if isinstance(value, Mapping) else str(value)
+        if key.split("@")[0] in (slot, "linear", "layer") and use not in KNOWN:
+            raise LuthierError(f"what {use} computes may see other coordinates", where=f"config.json: slots.{key}",
+                               do="leave it out of `parts`")  # fmt: skip
