@@ -25,7 +25,7 @@ from luthier.errors import LuthierError, said
 
 ROLES = ("embed", "head", "head.bias")
 SHARED = 0.99
-"""Of the output's tokens a model must know so many: below, the two split text differently."""
+"""Of the output's tokens, added ones apart, a model must know so many: below, the two split text differently."""
 MOST = 200 << 20
 """Bytes of a tokenizer.json, at most; the largest in use have 35 million."""
 
@@ -100,8 +100,8 @@ def padded(to: Vocabulary, multiple: int) -> Vocabulary:
 
 
 def check_known(to: Vocabulary, model: Vocabulary) -> None:
-    """LuthierError unless the model knows nearly all tokens of the output."""
-    tokens = to.tokens
+    """LuthierError unless the model knows nearly all tokens of the output, added ones apart."""
+    tokens = [token for token in to.tokens if token not in to.added]
     known = sum(token in model.rows for token in tokens)
     if known < SHARED * len(tokens):
         what = f"knows {known:,} of the {len(tokens):,} tokens of {to.path.parent}"
