@@ -1,0 +1,42 @@
+"""The mass (L1 norm) of each tensor's change, and what gives it back to a change that was thinned.
+
+N: entries of a stretch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.flows import Piece
+from luthier.kit.deltas import changes
+
+LEAST = 1e-7
+"""Masses below this are left alone, as mergekit does."""
+
+
+def restoring(inputs: Any, thinned: Callable[[Piece], Sequence[Tensor]]) -> dict[str, list[float]]:
+    """By tensor name, one factor an expert: the mass of its change, over that of what `thinned` leaves of it."""
+
+    def masses(piece: Piece) -> tuple[str, list[float]]:
+        return piece.name, [*map(_mass, changes(piece)), *map(_mass, thinned(piece))]
+
+    sums: dict[str, list[float]] = {}
+    for name, found in inputs.each(masses):
+        sums[name] = [a + b for a, b in zip(sums.get(name, [0.0] * len(found)), found, strict=True)]
+    return {name: [_ratio(a, b) for a, b in _halves(found)] for name, found in sums.items()}
+
+
+def _mass(values_N: Tensor) -> float:
+    return float(values_N.abs().sum(dtype=torch.float64))
+
+
+def _halves(found: list[float]) -> zip[tuple[float, float]]:
+    return zip(found[: len(found) // 2], found[len(found) // 2 :], strict=True)
+
+
+def _ratio(before: float, after: float) -> float:
+    return 1.0 if min(before, after) < LEAST else before / after

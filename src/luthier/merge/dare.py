@@ -1,0 +1,101 @@
+"""DARE: drop most of each change at random, rescale what is left so that its expectation stays, then merge.
+
+Paper: arXiv 2311.03099.  A step before other merges: what is left is added up, averaged (normalize), or put
+to TIES' vote on signs. Which entries stay depends on the seed, the step, the tensor, the expert's number and
+the entry's place, and on nothing else.
+
+Footguns: it works where changes are small, as after fine-tuning on instructions; dropping 9 in 10 entries
+of a large change breaks the model. The number of an expert decides what it loses, so another order of the
+experts is another draw.
+
+N: entries of a stretch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor
+
+from luthier.fields import Schedule, Unit
+from luthier.flows import Ctx, Piece
+from luthier.kit.deltas import add, changes, each, one_each
+from luthier.kit.mass import restoring
+from luthier.kit.noise import thin_
+from luthier.kit.schedule import at
+from luthier.kit.vote import balance, divisible, fuse_, weigh_
+from luthier.shapes import Reduces, Transform
+
+Factors = dict[str, list[float]]
+
+
+class Dare(Transform):
+    density: Unit = 0.1
+    """share of each change that stays: 1 minus the paper's drop rate"""
+    rescale: Literal["expectation", "l1", "none"] = "expectation"
+    """what stays is divided by the density (the paper), or brought to its tensor's old L1 norm (mergekit)"""
+    scale: Schedule = 1.0
+    """factor of the merged change: a number, a list by depth, or {glob: either}"""
+    densities: tuple[Unit, ...] | None = None
+    """one density an expert, in place of `density`"""
+    weights: tuple[Schedule, ...] | None = None
+    """one factor an expert; none means 1 each"""
+    vote: Literal["none", "majority", "plus"] = "none"
+    """none adds all changes; else only those of the sign with more mass, and a tie takes the majority's or plus"""
+    normalize: bool = False
+    """divide by the sum of the weights, of all experts or of those that agree, as TIES does"""
+
+    ordered = True
+    partial = True
+    reduces_to = (
+        Reduces({"density": 1.0}, "merge.task_arithmetic"),
+        Reduces({"density": 1.0, "vote": "majority", "normalize": True}, "merge.ties"),
+    )
+    departures = (
+        "mergekit 0.1.5 (git a6e4028): `dare_linear` and `dare_ties` rescale each tensor to its L1 norm before the "
+        "drop, not by 1 over the density; what stays is then not unbiased entry by entry, and differs from the paper "
+        "unless asked for here with rescale: l1 (tests/golden/test_merge_dare.py::test_mergekit_rescales_by_l1)",
+    )
+
+    def plan(self, inputs: Any) -> Any:
+        one_each("weights", self.weights, inputs)
+        one_each("densities", self.densities, inputs)
+        if self.normalize and self.vote == "none":
+            divisible(self.weights, inputs)
+        return inputs
+
+    def survey(self, inputs: Any, ctx: Ctx) -> tuple[Factors, float | None]:
+        """What restores each tensor's mass, and what a tie elects; None without a vote."""
+        factors = restoring(inputs, lambda piece: self._thinned(piece, ctx)) if self.rescale == "l1" else {}
+        if self.vote != "majority":
+            return factors, {"none": None, "plus": 1.0}[self.vote]
+
+        def elected(piece: Piece) -> float:
+            return float(weigh_(self._thinned(piece, ctx), self._factors(piece, factors)).sign().sum())
+
+        return factors, balance(inputs.each(elected))
+
+    def _densities(self, piece: Piece) -> list[float]:
+        return each(self.densities, self.density, piece, len(piece.experts))
+
+    def _thinned(self, piece: Piece, ctx: Ctx) -> list[Tensor]:
+        """Every expert's change after the drop."""
+        which = piece.which or range(len(piece.experts))
+        return [
+            thin_(change_N, ctx.key(piece.name, expert), piece.start, density)
+            for expert, change_N, density in zip(which, changes(piece), self._densities(piece), strict=True)
+        ]
+
+    def _factors(self, piece: Piece, restored: Factors) -> list[float]:
+        """Weights times rescales."""
+        rescales = restored.get(piece.name, [1.0] * len(piece.experts))
+        if self.rescale == "expectation":
+            rescales = [1 / density if density else 1.0 for density in self._densities(piece)]
+        return [w * r for w, r in zip(each(self.weights, 1.0, piece, len(rescales)), rescales, strict=True)]
+
+    def transform(self, tensors: Piece, ctx: Ctx) -> Tensor:
+        factors, tie = ctx.survey
+        weights = each(self.weights, 1.0, tensors, len(tensors.experts))
+        thinned = self._thinned(tensors, ctx)
+        merged_N = fuse_(thinned, self._factors(tensors, factors), weights, tie, self.normalize)
+        return add(tensors, merged_N, at(self.scale, tensors.name, tensors.depth))
