@@ -64,20 +64,23 @@ def merged(method: Transform, start: Weights, experts: Sequence[Weights], ctx: C
 
 
 def chosen(
-    methods: Sequence[Transform], start: Weights, experts: Sequence[Weights], seed: int, ctx: Context
-) -> Weights:
+    methods: Sequence[Transform], start: Weights, experts: Sequence[Weights], seed: int, ctx: Context,
+    among: Sequence[str | None] = tuple(DOMAINS),
+) -> Weights:  # fmt: skip
     """The merge whose mean loss over the domains is lowest on the windows to choose by."""
     made = [merged(method, start, experts, ctx) for method in methods]
-    return min(made, key=lambda weights: mean_loss(weights, seed, ctx, 1))
+    return min(made, key=lambda weights: mean_loss(weights, seed, ctx, 1, among))
 
 
-def mean_loss(weights: Weights, seed: int, ctx: Context, side: int = 2) -> float:
-    """Mean over the domains. side: 1 to choose by, 2 to test on."""
-    return sum(loss(weights, domain, seed, ctx, side) for domain in DOMAINS) / len(DOMAINS)
+def mean_loss(
+    weights: Weights, seed: int, ctx: Context, side: int = 2, among: Sequence[str | None] = tuple(DOMAINS)
+) -> float:
+    """Mean over the domains `among`, None for the source as it is. side: 1 to choose by, 2 to test on."""
+    return sum(loss(weights, domain, seed, ctx, side) for domain in among) / len(among)
 
 
 @torch.no_grad()
-def loss(weights: Weights, domain: str, seed: int, ctx: Context, side: int = 2) -> float:
+def loss(weights: Weights, domain: str | None, seed: int, ctx: Context, side: int = 2) -> float:
     """Mean loss in nats per byte on windows that are the same for all weights of a seed."""
     model = _model(weights, seed).eval()
     count = TEST_WINDOWS if side == 2 else CHOICE_WINDOWS
