@@ -69,7 +69,7 @@ class Fisher(Transform):
         Reduces({"floor": 1e9, "balance": False, "weights": (0.5, 1.5, 1.0)}, "merge.linear", tolerance=1e-6),
     )
     departures = (
-        "yule-BUAA/MergeLM 0dbd199 and fusion-bench 1a28175: `fisher_merging` sums sqrt(p) log p over labels and "
+        "yule-BUAA/MergeLM 6d49ad9 and fusion-bench 1a28175: `fisher_merging` sums sqrt(p) log p over labels and "
         "examples before it squares the gradient, so labels cancel: of two equally likely ones the weight is 0, where "
         "the Fisher is largest (tests/golden/test_merge_fisher.py::test_peers_cancel_labels)",
     )
