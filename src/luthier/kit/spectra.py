@@ -9,9 +9,13 @@ S, L: short and long side.  Q: directions kept.  R: those of them that are indep
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+Triple = tuple[Tensor, Tensor, Tensor]
+"""U (S, Q), sigma (Q,), V (L, Q): singular values with their vectors on the short and on the long side."""
 NOISE = 1e-5
 """Of the largest singular value: what is smaller is rounding of fp32, and its directions are arbitrary."""
 
@@ -35,11 +39,18 @@ def spectrum(K_SS: Tensor) -> tuple[Tensor, Tensor]:
     return sigma_S[:count], V_SS.flip(1)[:, :count]
 
 
-def strongest(A_SL: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """U (S, Q), sigma (Q,), V (L, Q): the `count` strongest singular triples, or fewer if the rest is rounding."""
+def strongest(A_SL: Tensor, count: int) -> Triple:
+    """The `count` strongest singular values of A, or fewer if the rest is rounding."""
     sigma_Q, U_SQ = spectrum(A_SL @ A_SL.T)
     sigma_Q, U_SQ = sigma_Q[:count], U_SQ[:, :count]
     return U_SQ, sigma_Q, A_SL.T @ (U_SQ / sigma_Q)
+
+
+def beside(parts: Sequence[Triple]) -> Triple:
+    """Those of several matrices set side by side, without what is rounding next to the strongest of all."""
+    U_SQ, sigma_Q, V_LQ = (torch.cat(part, -1) for part in zip(*parts, strict=True))
+    heard_Q = sigma_Q > NOISE * max(sigma_Q.tolist(), default=0.0)
+    return U_SQ[:, heard_Q], sigma_Q[heard_Q], V_LQ[:, heard_Q]
 
 
 def orthonormal(X_SQ: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from luthier.flows import Ctx, Piece
 from luthier.kit.deltas import add, changes
 from luthier.kit.schedule import at
 from luthier.kit.select import kept
-from luthier.kit.spectra import narrow, orthonormal, strongest, wide
+from luthier.kit.spectra import beside, narrow, orthonormal, strongest, wide
 from luthier.shapes import Reduces, Transform
 
 
@@ -60,6 +60,5 @@ class Tsv(Transform):
             count = max(1, short // len(moved))
         else:
             count = kept(at(self.share, piece.name, piece.depth), short)
-        parts = [strongest(wide(change_MN), count) for change_MN in moved]
-        U_SQ, sigma_Q, V_LQ = (torch.cat(part, -1) for part in zip(*parts, strict=True))
+        U_SQ, sigma_Q, V_LQ = beside([strongest(wide(change_MN), count) for change_MN in moved])
         return narrow((orthonormal(U_SQ) * sigma_Q) @ orthonormal(V_LQ).T, moved[0])
