@@ -26,6 +26,10 @@ def resolved(marked: Marked, draft: Draft, role: check.Role, every: list[Draft],
         return new_model(marked, path, value, draft, every, data)
     if isinstance(value, list) and not role.many:
         raise LuthierError(f"{role.name!r} of {draft.card.id} takes one name, got a list", where=marked.where(*path))
+    if role.kind == "key":
+        if not isinstance(value, str):
+            raise LuthierError(f"{role.name!r} takes the path of a file, got {said(value)}", where=marked.where(*path))
+        return value
     found: list[str] = []
     for i, word in enumerate(value if isinstance(value, list) else [value]):
         here = (*path, i) if isinstance(value, list) else path
@@ -36,7 +40,7 @@ def resolved(marked: Marked, draft: Draft, role: check.Role, every: list[Draft],
         else:
             found += _model_names(marked, here, word, draft, every, role.many)
     twice = next((w for w in found if found.count(w) > 1), None)
-    if twice and role.kind == "data":
+    if twice and role.kind == "data" and draft.card.shape != "Transform":  # there each stands for an expert
         raise LuthierError(f"{twice!r} stands twice in {role.name!r}", where=marked.where(*path))
     return tuple(found) if role.many else found[0]
 

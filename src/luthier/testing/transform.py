@@ -19,6 +19,7 @@ from luthier.engine.calibration import asks
 from luthier.engine.stream import run_transform, transform_tensors
 from luthier.errors import LuthierError
 from luthier.kit.context import Context
+from luthier.kit.secret import Secret
 from luthier.testing import Check, must, tiny
 from luthier.testing.reduction import distance, same
 from luthier.testing.variants import variants
@@ -33,23 +34,30 @@ Weights = dict[str, Tensor]
 
 def checks(entry: Card) -> list[Check]:
     every = [
-        runs, same_bytes, inputs_untouched, one_expert, expert_order, fields_matter,
-        streamed_is_in_memory, bytes_of_nothing_else, keeps_dtype, refuses_other_shapes,
+        runs, same_bytes, inputs_untouched, fields_matter, streamed_is_in_memory, bytes_of_nothing_else, keeps_dtype,
     ]  # fmt: skip
+    if any(role.startswith("experts") for role in entry.takes):
+        every += [one_expert, expert_order, refuses_other_shapes]
     if entry.stage == "merge":
         every.append(equal_experts)
     return [Check(f.__name__.replace("_", " "), partial(f, entry)) for f in every]
 
 
-def inputs(experts: int = MANY) -> tuple[Weights, list[Weights]]:
+def count(method: Any) -> int:
+    """How many experts it is given."""
+    return MANY if method.takes is None else method.takes
+
+
+def inputs(experts: int = MANY, stage: str = "") -> tuple[Weights, list[Weights]]:
     """The tiny base and its experts, as named tensors."""
-    base, *others = (_weights(model) for model in _models(experts))
+    base, *others = (_weights(model) for model in _models(experts, stage))
     return base, others
 
 
-def _models(experts: int = MANY) -> list[Any]:
+def _models(experts: int = MANY, stage: str = "") -> list[Any]:
     """The tiny base and its experts. Where chance gives no ties there are some: in half of the first
-    embeddings the first two experts' changes cancel, in the other half all experts move down."""
+    embeddings the first two experts' changes cancel, in the other half all experts move down. For a stage
+    that aligns, experts are in other coordinates."""
     base = tiny.llama(0, **SIZES)
     models = [base, *(tiny.moved(base, seed) for seed in range(1, experts + 1))]
     with torch.no_grad():
@@ -57,26 +65,47 @@ def _models(experts: int = MANY) -> list[Any]:
             rows = model.model.embed_tokens.weight[:64]
             rows[:32] = 0.5 + (0.0, 0.25, -0.25, 0.0)[min(n, 3)]
             rows[32:] = 0.5 - 0.25 * (n > 0)
+    for model in models[1:] if stage == "protect" else ():
+        _turn(model)
     return models
+
+
+@torch.no_grad()
+def _turn(model: Any) -> None:
+    """The same function in other coordinates: hidden units in reverse, one value head scaled a lot, one a little."""
+    first, last = model.model.layers
+    for weight in (first.mlp.gate_proj.weight, first.mlp.up_proj.weight, first.mlp.down_proj.weight.T):
+        weight.copy_(weight.flip(0))
+    for attention, factor in ((first.self_attn, 2.0), (last.self_attn, 1.2)):
+        attention.v_proj.weight[:8] *= factor  # of width 8, read by two query heads
+        attention.o_proj.weight[:, :16] /= factor
 
 
 def outcome(method: Any, given: Mapping[str, Any]) -> Weights:
     """The merged tiny model. given: {"experts": how many}, by default as many as it takes, or three."""
-    base, experts = inputs(given.get("experts", method.takes or MANY))
+    base, experts = inputs(given.get("experts", count(method)), _stage(method))
     return _given(method, base, experts)
 
 
 PEERS: dict[str, Any] = {
     "base": lambda method, given: inputs()[0],
-    "identity": lambda method, given: inputs(1)[1][0],
-    "mean": lambda method, given: _mean(inputs(given.get("experts", method.takes or MANY))[1]),
+    "identity": lambda method, given: inputs(1, _stage(method))[1][0],
+    "mean": lambda method, given: _mean(inputs(given.get("experts", count(method)))[1]),
 }
+
+
+def _stage(method: Any) -> str:
+    return method.id.partition(".")[0]
 
 
 def door(method: Any, models: list[Any]) -> Context:
     """The context, with what a method that asks for data may look at: its experts, and a few short texts for all."""
     roles = {"subjects": [tiny.subject(f"expert{i}", m) for i, m in enumerate(models)], "data": [_data()]}
-    return Context(step="contract", roles=roles if asks(method) else {})
+    return Context(step="contract", roles=(roles if asks(method) else {}) | _key(method))
+
+
+def _key(method: Any) -> dict[str, Any]:
+    return {"key": Secret(b"the contract's own key")} if "key" in type(method).roles else {}
 
 
 def _data() -> tiny.TinyData:
@@ -85,7 +114,8 @@ def _data() -> tiny.TinyData:
 
 def _given(method: Any, base: Weights, experts: list[Weights]) -> Weights:
     """What the method makes of named tensors."""
-    return transform_tensors(method, base, experts, door(method, [_live(e) for e in experts] if asks(method) else []))
+    ctx = door(method, [_live(e) for e in experts] if asks(method) else [])
+    return transform_tensors(method, base, experts, ctx, tiny.llama(0, **SIZES).config.to_dict())
 
 
 def _live(weights: Weights) -> Any:
@@ -139,9 +169,9 @@ def same_bytes(entry: Card) -> None:
 
 def inputs_untouched(entry: Card) -> None:
     method = find(entry.id)()
-    base, experts = inputs(method.takes or MANY)
+    base, experts = inputs(count(method), entry.stage)
     _given(method, base, experts)
-    again_base, again = inputs(method.takes or MANY)
+    again_base, again = inputs(count(method), entry.stage)
     for mine, fresh in zip([base, *experts], [again_base, *again], strict=True):
         same(mine, fresh, 0.0, f"inputs of {entry.id}")
 
@@ -154,7 +184,7 @@ def one_expert(entry: Card) -> None:
 def expert_order(entry: Card) -> None:
     """At the defaults experts are equals: their order changes nothing but rounding; or it is said to matter."""
     method = find(entry.id)()
-    base, experts = inputs(method.takes or MANY)
+    base, experts = inputs(count(method))
     forth, back = (_given(method, base, order) for order in (experts, experts[::-1]))
     if method.ordered:
         must(any(distance(forth[n], back[n]) > 0 for n in forth), f"{entry.id} is said to be ordered, and is not")
@@ -168,7 +198,7 @@ def equal_experts(entry: Card) -> None:
     tried = 0
     for method, _ in runnable(entry):
         if getattr(method, "normalize", True):  # a sum that is not normalised multiplies the model
-            same(_given(method, base, [base] * (method.takes or MANY)), base, 1e-6, f"{method} of equal models")
+            same(_given(method, base, [base] * (count(method))), base, 1e-6, f"{method} of equal models")
             tried += 1
     must(tried, "no variant was tried")
 
@@ -232,14 +262,14 @@ def refuses_other_shapes(entry: Card) -> None:
 
 def _folders(where: Path, entry: Card, shard: str = "5GB", dtype: torch.dtype = torch.float32) -> list[Path]:
     """The inputs on disk: the base, then the experts."""
-    models = _models(find(entry.id).takes or MANY)
+    models = _models(count(find(entry.id)), entry.stage)
     return [tiny.save(tiny.cast_(m, dtype), where / f"in{i}", shard) for i, m in enumerate(models)]
 
 
 def _stream(method: Any, folders: list[Path], out: Path, **options: Any) -> Weights:
     base = Checkpoint.open(folders[0])
     experts = [open_expert(f, base) for f in folders[1:]]
-    ctx = Context(step="contract", roles={"data": [_data()]} if asks(method) else {})
+    ctx = Context(step="contract", roles=({"data": [_data()]} if asks(method) else {}) | _key(method))
     return _read(run_transform(method, base, experts, out, ctx, **options))
 
 
