@@ -26,6 +26,7 @@ VERBS = {
     "merge": ("cli_models", "merge models by a recipe or a mergekit file"),
     "eval": ("cli_models", "measure models on data"),
     "compare": ("cli_models", "measure models against the first one, paired"),
+    "export": ("cli_convert", "write a model as GGUF, for llama.cpp and its kin"),
     "diff": ("cli_diff", "what changed between two checkpoints, by role and layer"),
     "generate": ("cli_models", "continue prompts"),
     "chat": ("cli_models", "talk to a model"),

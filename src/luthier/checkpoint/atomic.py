@@ -89,6 +89,24 @@ def write_file(path: Path, text: str) -> Path:
     return path
 
 
+@contextmanager
+def write_binary(path: Path) -> Iterator[Path]:
+    """A temporary sibling of the file `path` to write; synced, it becomes `path` when the block ends without error."""
+    temp = _beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, path.name)
+        yield temp
+        with temp.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temp, path)
+    except OSError as error:
+        raise disk_fault(error, path) from None
+    finally:
+        with suppress(OSError):
+            temp.unlink(missing_ok=True)
+
+
 def discard(folder: Path) -> None:
     """Remove a folder; killed on the way, it is gone from its place whole."""
     if folder.is_dir():

@@ -25,12 +25,12 @@ from luthier.checkpoint.reader import check_finite
 from luthier.checkpoint.writer import ShardWriter, write_folder
 from luthier.errors import LuthierError, said
 
-_OUTER = {
+OUTER = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-_INNER = {
+INNER = {
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_output": "self_attn.o_proj",
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
@@ -127,12 +127,12 @@ def _shortest(value: float) -> float:
 
 
 def _disk_name(name: str, path: Path) -> str:
-    if name in _OUTER:
-        return _OUTER[name]
+    if name in OUTER:
+        return OUTER[name]
     found = re.fullmatch(r"blk\.(\d{1,6})\.(\w+)\.weight", name)
-    if not found or found[2] not in _INNER:
+    if not found or found[2] not in INNER:
         raise LuthierError("is not part of a dense llama", where=f"{path}: tensor {name!r}")
-    return f"model.layers.{found[1]}.{_INNER[found[2]]}.weight"
+    return f"model.layers.{found[1]}.{INNER[found[2]]}.weight"
 
 
 def _unpermuted(name: str, tensor: Tensor, config: Mapping[str, Any]) -> Tensor:
