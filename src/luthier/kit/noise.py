@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from luthier.kit.select import keep_
+
 STEP = 16
 """Words of one counter step: 4 of 64 bits."""
 SECOND = 1 << 64
@@ -51,13 +53,7 @@ def below(key: int, start: int, count: int, bounds: int | np.ndarray) -> np.ndar
 
 def thin_(values_N: Tensor, key: int, start: int, share: float) -> Tensor:
     """Keep a random share of contiguous values, whose first one has the place `start`; zero the others."""
-    return keep_(values_N, below(key, start, values_N.numel(), bound(share))) if share < 1 else values_N
-
-
-def keep_(values_N: Tensor, found: np.ndarray) -> Tensor:
-    """Zero the contiguous values where `found` (flat, bool) is false."""
-    if values_N.device.type == "cpu":  # numpy multiplies by booleans some four times faster than torch
-        flat = values_N.numpy().reshape(-1)
-        np.multiply(flat, found, out=flat)
+    if share >= 1:
         return values_N
-    return values_N.mul_(torch.from_numpy(found).to(values_N.device).view_as(values_N))
+    found = below(key, start, values_N.numel(), bound(share))
+    return keep_(values_N, torch.from_numpy(found).to(values_N.device))

@@ -1,4 +1,5 @@
 """Order statistics of streams: the k-th largest magnitude, exactly, without a sort and in bounded memory.
+Of rows that are at hand: the same, and every entry's rank.
 
 A sample gives a bracket that almost surely holds the answer; one pass then counts what lies above the
 bracket and keeps what lies inside. Should the answer lie elsewhere, or too much inside, two passes of
@@ -38,6 +39,47 @@ def trim(values_N: Tensor, cut: float) -> Tensor:
     """A copy with zeros where the magnitude is below `cut`."""
     below = float(np.nextafter(np.float32(cut), np.float32(0)))
     return torch.nn.functional.hardshrink(values_N, below)  # the one fused kernel for this
+
+
+def keep_(values: Tensor, found: Tensor) -> Tensor:
+    """Zero the values where `found` is false, in place. Both are contiguous and hold as many entries."""
+    if values.device.type == "cpu":  # numpy multiplies by booleans some three times faster than torch
+        flat = values.numpy().reshape(-1)
+        np.multiply(flat, found.numpy().reshape(-1), out=flat)
+        return values
+    return values.mul_(found.view_as(values))
+
+
+def row_band(magnitude_RC: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+    """Of each row the last-th and the first-th largest, as columns; infinity for both where they are 0."""
+    rows, columns = magnitude_RC.shape
+    if last == 0:
+        infinite_R1 = magnitude_RC.new_full((rows, 1), math.inf)
+        return infinite_R1, infinite_R1
+    low, high = columns - last, columns - first
+    if magnitude_RC.device.type == "cpu":
+        bits = np.partition(magnitude_RC.numpy().view(np.int32), low, axis=-1)  # ordered like the floats
+        low_R1 = torch.from_numpy(bits[:, low : low + 1].copy()).view(torch.float32)
+        upper = bits[:, low:]
+        upper.partition(high - low, axis=-1)
+        return low_R1, torch.from_numpy(upper[:, high - low :][:, :1].copy()).view(torch.float32)
+    ranked_RC = magnitude_RC.sort(dim=-1).values
+    return ranked_RC[:, low : low + 1], ranked_RC[:, high : high + 1]
+
+
+def row_ranks(magnitude_RC: Tensor) -> Tensor:
+    """Each entry's place in its row by magnitude, from 0 for the smallest; equal ones in their order (int64)."""
+    columns_C = torch.arange(magnitude_RC.shape[-1], device=magnitude_RC.device)
+    if magnitude_RC.device.type == "cpu":  # pairs of magnitude and place: numpy sorts these much faster than torch
+        pairs = magnitude_RC.numpy().view(np.int32).astype(np.int64)
+        pairs <<= 32
+        pairs |= columns_C.numpy()
+        pairs.sort(axis=-1)
+        pairs &= 0xFFFFFFFF
+        order_RC = torch.from_numpy(pairs)
+    else:
+        order_RC = magnitude_RC.argsort(dim=-1, stable=True)
+    return torch.empty_like(order_RC).scatter_(-1, order_RC, columns_C.expand_as(order_RC))
 
 
 def largest(stream: Stream, keep: Sequence[int], count: int) -> list[float]:
