@@ -34,6 +34,11 @@ def bound(share: float) -> int:
     return round(share * ALL)
 
 
+def bounds_of(shares: np.ndarray) -> np.ndarray:
+    """The same for many, as uint32, which ends at 2**32 - 1."""
+    return np.clip(np.rint(shares * ALL), 0, ALL - 1).astype(np.uint32)
+
+
 def below(key: int, start: int, count: int, bounds: int | np.ndarray) -> np.ndarray:
     """Which of `count` entries from `start` on draw below their bound: each with probability bound / 2**32.
 

@@ -6,13 +6,14 @@ N: entries of a stretch.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from luthier.errors import LuthierError
+from luthier.flows import Piece
 from luthier.kit.deltas import each
 
 
@@ -24,9 +25,12 @@ def weigh_(changes: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
     return functools.reduce(torch.add, changes)
 
 
-def balance(signs: Iterable[float]) -> float:
-    """The sign that most entries elected, from sums of elected signs: 1, -1, or 0 where they balance."""
-    votes = sum(signs)
+def tied(vote: str, inputs: Any, summed: Callable[[Piece], Tensor]) -> float | None:
+    """What a tie elects: None without a vote ("none"), 1 for "plus"; for "majority" the sign that most entries of
+    all tensors elect by their weighted sums, 0 where these balance."""
+    if vote != "majority":
+        return {"none": None, "plus": 1.0}[vote]
+    votes = sum(inputs.each(lambda piece: float(summed(piece).sign().sum())))
     return float((votes > 0) - (votes < 0))
 
 

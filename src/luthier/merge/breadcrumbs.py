@@ -20,7 +20,7 @@ from luthier.flows import Ctx, Piece
 from luthier.kit.deltas import add, changes, each, one_each
 from luthier.kit.schedule import at
 from luthier.kit.select import keep_, largest, row_band
-from luthier.kit.vote import balance, divisible, fuse_, weigh_
+from luthier.kit.vote import divisible, fuse_, tied, weigh_
 from luthier.shapes import Reduces, Transform
 
 Cuts = dict[str, list[tuple[float, float]]]
@@ -81,13 +81,7 @@ class Breadcrumbs(Transform):
         cuts: Cuts = {}
         if self.scope == "tensor":
             cuts = {name: self._cuts(inputs.only(name), tensor) for name, tensor in inputs.tensors.items()}
-        if self.vote != "majority":
-            return cuts, {"none": None, "plus": 1.0}[self.vote]
-
-        def elected(piece: Piece) -> float:
-            return float(weigh_(self._between(piece, cuts), self._weights(piece)).sign().sum())
-
-        return cuts, balance(inputs.each(elected))
+        return cuts, tied(self.vote, inputs, lambda piece: weigh_(self._between(piece, cuts), self._weights(piece)))
 
     def _cuts(self, inputs: Any, tensor: Any) -> list[tuple[float, float]]:
         """Of one tensor, (the smallest magnitude that stays, the largest) of every expert."""

@@ -23,7 +23,7 @@ from luthier.kit.deltas import add, changes, each, one_each
 from luthier.kit.mass import restoring
 from luthier.kit.noise import thin_
 from luthier.kit.schedule import at
-from luthier.kit.vote import balance, divisible, fuse_, weigh_
+from luthier.kit.vote import divisible, fuse_, tied, weigh_
 from luthier.shapes import Reduces, Transform
 
 Factors = dict[str, list[float]]
@@ -67,13 +67,9 @@ class Dare(Transform):
     def survey(self, inputs: Any, ctx: Ctx) -> tuple[Factors, float | None]:
         """What restores each tensor's mass, and what a tie elects; None without a vote."""
         factors = restoring(inputs, lambda piece: self._thinned(piece, ctx)) if self.rescale == "l1" else {}
-        if self.vote != "majority":
-            return factors, {"none": None, "plus": 1.0}[self.vote]
-
-        def elected(piece: Piece) -> float:
-            return float(weigh_(self._thinned(piece, ctx), self._factors(piece, factors)).sign().sum())
-
-        return factors, balance(inputs.each(elected))
+        return factors, tied(
+            self.vote, inputs, lambda piece: weigh_(self._thinned(piece, ctx), self._factors(piece, factors))
+        )
 
     def _densities(self, piece: Piece) -> list[float]:
         return each(self.densities, self.density, piece, len(piece.experts))

@@ -23,7 +23,7 @@ from luthier.flows import Ctx, Piece
 from luthier.kit.deltas import add, changes, each, one_each
 from luthier.kit.schedule import at
 from luthier.kit.select import kept, largest, trim
-from luthier.kit.vote import balance, elect_, weigh_
+from luthier.kit.vote import elect_, tied, weigh_
 from luthier.shapes import Reduces, Transform
 
 
@@ -68,16 +68,14 @@ class Ties(Transform):
         one_each("densities", self.densities, inputs)
         return inputs
 
-    def survey(self, inputs: Any, ctx: Ctx) -> tuple[dict[str, list[float]], float]:
+    def survey(self, inputs: Any, ctx: Ctx) -> tuple[dict[str, list[float]], float | None]:
         """Trim thresholds by tensor name, one an expert, and the sign that most entries elect."""
         if self.scope == "model":
             whole = self._cuts(inputs, next(iter(inputs.tensors.values())))
             cuts = dict.fromkeys(inputs.tensors, whole)
         else:
             cuts = {name: self._cuts(inputs.only(name), tensor) for name, tensor in inputs.tensors.items()}
-        if self.on_tie == "plus":
-            return cuts, 1.0
-        return cuts, balance(inputs.each(lambda piece: float(self._trimmed(piece, cuts)[1].sign().sum())))
+        return cuts, tied(self.on_tie, inputs, lambda piece: self._trimmed(piece, cuts)[1])
 
     def _cuts(self, inputs: Any, tensor: Any) -> list[float]:
         """The smallest magnitude that survives, one an expert, over all of `inputs`."""

@@ -1,0 +1,136 @@
+"""DELLA: drop entries of each change at random, small ones more often than large ones, then elect signs and merge.
+
+Paper: arXiv 2406.11617.  In each row (the last dimension; a vector is one row) the ranks of the magnitudes set
+how likely an entry stays: from density - epsilon for the smallest to density + epsilon for the largest, in
+equal steps. What stays is divided by its own probability, which keeps its expectation; then as in TIES the
+larger mass elects a sign and the changes that agree are averaged. Which entries stay depends on the seed, the
+step, the tensor, the expert's number and the entry's place, and on nothing else.
+
+Footguns: the paper's window is twice our epsilon (mergekit's name and meaning). The number of an expert
+decides what it loses, so another order of the experts is another draw.
+
+R: rows.  C: columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from luthier.errors import LuthierError
+from luthier.fields import Schedule, Unit
+from luthier.flows import Ctx, Piece
+from luthier.kit.deltas import add, changes, each, one_each
+from luthier.kit.mass import restoring
+from luthier.kit.noise import below, bounds_of
+from luthier.kit.schedule import at
+from luthier.kit.select import keep_, row_ranks
+from luthier.kit.vote import divisible, fuse_, tied, weigh_
+from luthier.shapes import Reduces, Transform
+
+Factors = dict[str, list[float]]
+
+
+class Della(Transform):
+    density: Unit = 0.7
+    """share of each change that stays, on average: 1 minus the paper's drop rate"""
+    epsilon: Unit = 0.07
+    """how much likelier than the density the largest entry of a row stays, and how much less likely the smallest"""
+    rescale: Literal["expectation", "l1", "none"] = "expectation"
+    """what stays is divided by its probability (the paper), or brought to its tensor's old L1 norm (mergekit)"""
+    scale: Schedule = 1.0
+    """factor of the merged change: a number, a list by depth, or {glob: either}"""
+    densities: tuple[Unit, ...] | None = None
+    """one density an expert, in place of `density`"""
+    weights: tuple[Schedule, ...] | None = None
+    """one factor an expert, which multiplies its change before the vote; none means 1 each"""
+    vote: Literal["none", "majority", "plus"] = "plus"
+    """none adds all changes; else only those of the sign with more mass, and a tie takes the majority's or plus"""
+    normalize: bool = True
+    """divide by the sum of the weights, of all experts or of those that agree"""
+
+    granularity = "row"
+    ordered = True
+    partial = True
+    reduces_to = (
+        Reduces({"density": 1.0, "epsilon": 0.0, "vote": "none", "normalize": False}, "merge.task_arithmetic"),
+        Reduces({"density": 1.0, "epsilon": 0.0, "vote": "majority"}, "merge.ties"),
+        Reduces({"density": 0.3, "epsilon": 0.0, "vote": "none", "normalize": False}, "merge.dare", tolerance=1e-6),
+    )
+    departures = (
+        "mergekit 0.1.5 (git a6e4028): `della` and `della_linear` rescale each tensor to its L1 norm before the drop, "
+        "the paper and its code each entry by 1 over its probability; merges differ unless asked for here with "
+        "rescale: l1 (tests/golden/test_merge_della.py::test_mergekit_rescales_by_l1)",
+    )
+
+    def check(self) -> None:
+        for density in self.densities or (self.density,):
+            if isinstance(density, float) and isinstance(self.epsilon, float):
+                self._fits(density, self.epsilon)
+
+    def _fits(self, density: float, epsilon: float) -> None:
+        room = min(density, 1 - density)
+        if epsilon > room + 1e-9:
+            raise LuthierError(f"density {density:g} leaves no room for epsilon {epsilon:g}", where=self.id,
+                               do=f"set epsilon to {room:g} at most")  # fmt: skip
+
+    def plan(self, inputs: Any) -> Any:
+        one_each("weights", self.weights, inputs)
+        one_each("densities", self.densities, inputs)
+        for tensor in inputs.tensors.values():
+            for density in each(self.densities, self.density, tensor, len(inputs.experts)):
+                self._fits(density, at(self.epsilon, tensor.name, tensor.depth))
+        if self.normalize and self.vote == "none":
+            divisible(self.weights, inputs)
+        return inputs
+
+    def survey(self, inputs: Any, ctx: Ctx) -> tuple[Factors, float | None]:
+        """What restores each tensor's mass, and what a tie elects; None without a vote."""
+        restored = restoring(inputs, lambda piece: self._dropped(piece, ctx)) if self.rescale == "l1" else {}
+        return restored, tied(
+            self.vote, inputs, lambda piece: weigh_(self._dropped(piece, ctx), self._factors(piece, restored))
+        )
+
+    def _weights(self, piece: Piece) -> list[float]:
+        return each(self.weights, 1.0, piece, len(piece.experts))
+
+    def _factors(self, piece: Piece, restored: Factors) -> list[float]:
+        """Weights times what restores masses."""
+        rescales = restored.get(piece.name, [1.0] * len(piece.experts))
+        return [w * r for w, r in zip(self._weights(piece), rescales, strict=True)]
+
+    def _dropped(self, piece: Piece, ctx: Ctx) -> list[Tensor]:
+        """Every expert's change after the drop, divided by the probabilities if so asked."""
+        moved = changes(piece)
+        which = piece.which or range(len(moved))
+        epsilon = at(self.epsilon, piece.name, piece.depth)
+        densities = each(self.densities, self.density, piece, len(moved))
+        for expert, change_RC, density in zip(which, moved, densities, strict=True):
+            if density < 1:
+                share_C = shares(density, epsilon, change_RC.shape[-1])
+                self._drop_(change_RC, share_C, ctx.key(piece.name, expert), piece.start)
+        return moved
+
+    def _drop_(self, change_RC: Tensor, share_C: np.ndarray, key: int, start: int) -> None:
+        """Keep each entry with the probability of its rank, in place."""
+        rank_RC = row_ranks(change_RC.abs())
+        bounds = bounds_of(share_C)[rank_RC.flatten().cpu().numpy()]
+        found = below(key, start, change_RC.numel(), bounds)
+        keep_(change_RC, torch.from_numpy(found).to(change_RC.device))
+        if self.rescale == "expectation":
+            factor_C = np.divide(1, share_C, out=np.zeros_like(share_C), where=share_C > 0)
+            change_RC.mul_(torch.from_numpy(factor_C).to(change_RC)[rank_RC])
+
+    def transform(self, tensors: Piece, ctx: Ctx) -> Tensor:
+        restored, tie = ctx.survey
+        dropped, factors = self._dropped(tensors, ctx), self._factors(tensors, restored)
+        merged_RC = fuse_(dropped, factors, self._weights(tensors), tie, self.normalize)
+        return add(tensors, merged_RC, at(self.scale, tensors.name, tensors.depth))
+
+
+def shares(density: float, epsilon: float, columns: int) -> np.ndarray:
+    """How likely the entries of a row stay, from the smallest magnitude to the largest; a lone entry: the density."""
+    return np.linspace(density - epsilon, density + epsilon, columns) if columns > 1 else np.array([density])
