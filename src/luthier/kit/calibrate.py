@@ -1,11 +1,11 @@
-"""Looking at a model with a few items: which, and how gradients are met without being kept.
+"""Looking at a model with a few items: which ones, and how gradients and inputs are met without being kept.
 
 N: labelled places, V: words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -77,3 +77,51 @@ def each_gradient(model: nn.Module, take: Callable[[str, Tensor], None]) -> Iter
         for p, (wanted, grad) in before.items():
             p.requires_grad_(wanted)
             p.grad = grad
+
+
+def linears(model: nn.Module) -> dict[str, tuple[nn.Module, bool]]:
+    """Live name of a weight → (its linear layer, whether it lies as (in, out)), tied weights once.
+
+    A head that is tied to the embedding is left out: what the embedding looks up is no input to multiply.
+    """
+    tied = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    found: dict[int, tuple[str, nn.Module, bool]] = {}
+    for name, module in model.named_modules():
+        turned = type(module).__name__ == "Conv1D"  # GPT-2's linear layer
+        if (turned or isinstance(module, nn.Linear)) and id(module.weight) not in tied:
+            found.setdefault(id(module.weight), (f"{name}.weight", module, turned))
+    return {name: (module, turned) for name, module, turned in found.values()}
+
+
+@contextmanager
+def each_input(layers: Mapping[str, nn.Module], take: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Within the block every call of one of these layers hands its input to take(name, x)."""
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda module, inputs: take(name, inputs[0])
+
+    hooks = [module.register_forward_pre_hook(hook(name)) for name, module in layers.items()]
+    try:
+        yield
+    finally:
+        for one in hooks:
+            one.remove()
+
+
+def sharing(layers: Mapping[str, nn.Module], run: Callable[[], object]) -> dict[str, str]:
+    """Name → the first layer that is given the very same inputs, itself where there is none, as `run` shows."""
+    last: list[Tensor] = []
+    seen: dict[str, list[int]] = {name: [] for name in layers}
+    serial = 0
+
+    def take(name: str, x: Tensor) -> None:
+        nonlocal serial
+        if not last or last[0] is not x:
+            serial += 1
+            last[:] = [x]
+        seen[name].append(serial)
+
+    with each_input(layers, take):
+        run()
+    first: dict[tuple[int, ...], str] = {}
+    return {name: first.setdefault(tuple(calls), name) for name, calls in seen.items() if calls}

@@ -98,23 +98,31 @@ def _stage(method: Any) -> str:
     return method.id.partition(".")[0]
 
 
-def door(method: Any, models: list[Any]) -> Context:
-    """The context, with what a method that asks for data may look at: its experts, and a few short texts for all."""
-    roles = {"subjects": [tiny.subject(f"expert{i}", m) for i, m in enumerate(models)], "data": [_data()]}
-    return Context(step="contract", roles=(roles if asks(method) else {}) | _key(method))
-
-
 def _key(method: Any) -> dict[str, Any]:
     return {"key": Secret(b"the contract's own key")} if "key" in type(method).roles else {}
 
 
-def _data() -> tiny.TinyData:
-    return tiny.text_data(train=3, test=0)
+def _sources(experts: int) -> list[tiny.TinyData]:
+    """A few texts for each expert, longer ones for later ones."""
+    found = []
+    for n in range(experts):
+        every = [tiny.item(text=f"{i} is {i + n}, " + "and then some " * n) for i in range(3)]
+        found.append(tiny.TinyData(f"text{n}", every, ()))
+    return found
 
 
-def _given(method: Any, base: Weights, experts: list[Weights]) -> Weights:
-    """What the method makes of named tensors."""
-    ctx = door(method, [_live(e) for e in experts] if asks(method) else [])
+def _given(method: Any, base: Weights, experts: list[Weights], back: bool = False) -> Weights:
+    """What the method makes of named tensors, with its experts and their data at hand if it asks for them.
+
+    back: the experts and their data the other way round.
+    """
+    roles: dict[str, Any] = {}
+    if asks(method):
+        roles["subjects"] = [tiny.subject(f"expert{i}", _live(e)) for i, e in enumerate(experts)]
+        roles["data"] = _sources(len(experts))
+    if back:
+        experts, roles = experts[::-1], {name: several[::-1] for name, several in roles.items()}
+    ctx = Context(step="contract", roles=roles | _key(method))
     return transform_tensors(method, base, experts, ctx, tiny.llama(0, **SIZES).config.to_dict())
 
 
@@ -185,7 +193,7 @@ def expert_order(entry: Card) -> None:
     """At the defaults experts are equals: their order changes nothing but rounding; or it is said to matter."""
     method = find(entry.id)()
     base, experts = inputs(count(method))
-    forth, back = (_given(method, base, order) for order in (experts, experts[::-1]))
+    forth, back = (_given(method, base, experts, back) for back in (False, True))
     if method.ordered:
         must(any(distance(forth[n], back[n]) > 0 for n in forth), f"{entry.id} is said to be ordered, and is not")
     else:
@@ -269,7 +277,7 @@ def _folders(where: Path, entry: Card, shard: str = "5GB", dtype: torch.dtype = 
 def _stream(method: Any, folders: list[Path], out: Path, **options: Any) -> Weights:
     base = Checkpoint.open(folders[0])
     experts = [open_expert(f, base) for f in folders[1:]]
-    ctx = Context(step="contract", roles=({"data": [_data()]} if asks(method) else {}) | _key(method))
+    ctx = Context(step="contract", roles=({"data": _sources(len(experts))} if asks(method) else {}) | _key(method))
     return _read(run_transform(method, base, experts, out, ctx, **options))
 
 
