@@ -27,6 +27,7 @@ VERBS = {
     "eval": ("cli_models", "measure models on data"),
     "compare": ("cli_models", "measure models against the first one, paired"),
     "export": ("cli_convert", "write a model as GGUF, for llama.cpp and its kin"),
+    "extract": ("cli_convert", "a LoRA adapter from the difference of two models"),
     "diff": ("cli_diff", "what changed between two checkpoints, by role and layer"),
     "generate": ("cli_models", "continue prompts"),
     "chat": ("cli_models", "talk to a model"),

@@ -192,7 +192,8 @@ class Delta:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write the delta as a folder, atomically."""
         if self.kind == "lowrank":
-            return save_adapter(folder, self.changes, self.notes.get("base_model"))  # type: ignore[arg-type]
+            about = self.notes.get("base_model"), bool(self.notes.get("tied"))
+            return save_adapter(folder, self.changes, *about)  # type: ignore[arg-type]
         tensors = {}
         for name, change in self.changes.items():
             parts = {"index": change.index, "old": change.old, "new": change.new}  # type: ignore[union-attr]

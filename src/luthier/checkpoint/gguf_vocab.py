@@ -101,12 +101,12 @@ def _step(one: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _check_pieces(raw: Mapping[str, Any], where: str) -> str:
     """A SentencePiece tokenizer turns spaces to ▁, puts one in front, and does nothing else to text."""
-    normal, before = raw.get("normalizer") or {}, raw.get("pre_tokenizer")
+    normal, before = raw.get("normalizer") or {}, raw.get("pre_tokenizer") or {}
     space = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     front = [{"type": "Prepend", "prepend": "▁"}, space]
     meta = {"type": "Metaspace", "replacement": "▁", "split": False}
-    by_normal = before is None and normal.get("normalizers") == front
-    by_split = before is not None and not normal and {k: before.get(k) for k in meta} == meta
+    by_normal = not before and normal.get("normalizers") == front
+    by_split = not normal and {k: before.get(k) for k in meta} == meta
     by_split = by_split and before.get("prepend_scheme") in ("first", "always")
     if not (by_normal or by_split):
         raise LuthierError("rewrites or splits text in a way llama.cpp's SentencePiece does not", where=where)

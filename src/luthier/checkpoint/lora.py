@@ -33,6 +33,9 @@ _BEYOND = (
 )  # fmt: skip
 
 
+_EMBED, _HEAD = ("embed_tokens", "wte", "embed_in"), "lm_head"
+
+
 @dataclass(frozen=True)
 class LowRank:
     """A change s·B·A of one matrix. a: (r, in).  b: (out, r).  transposed: the weight on disk is (in, out).
@@ -102,7 +105,18 @@ def open_adapter(folder: Path) -> tuple[dict[str, LowRank], str, dict[str, Any]]
         raise LuthierError("holds not one tensor", where=str(file))
     alphas = Patterns("alpha_pattern", config.get("alpha_pattern"), str(folder / "adapter_config.json"))
     changes = {name: _low_rank(name, found, config, alphas, file) for name, found in parts.items()}
+    head = changes.get(f"{_HEAD}.weight")
+    if config.get("ensure_weight_tying") and head is not None and head.full is not None:
+        _drop_tied(changes, head.full, file)
     return changes, "", {"base_model": config.get("base_model_name_or_path")}
+
+
+def _drop_tied(changes: dict[str, LowRank], head: Tensor, file: Path) -> None:
+    """A tied head is the embedding, once."""
+    embeds = [c.full for n, c in changes.items() if n.removesuffix(".weight").endswith(_EMBED)]
+    if not any(full is not None and torch.equal(full, head) for full in embeds):
+        raise fault(file, "is tied to the embedding, and differs from it", f"{_HEAD}.weight")
+    del changes[f"{_HEAD}.weight"]
 
 
 def _refuse_beyond(config: Mapping[str, Any], folder: Path) -> None:
@@ -149,24 +163,34 @@ def _low_rank(
     return LowRank(a, b, scale, embedding or bool(config.get("fan_in_fan_out")), parts.get("full"))
 
 
-def save_adapter(folder: str | os.PathLike[str], changes: Mapping[str, LowRank], base_model: str | None = None) -> Path:
-    """Write an adapter folder that PEFT loads. All changes must share `transposed`; none may replace a tensor."""
-    ways = {change.transposed for change in changes.values()}
-    if len(ways) != 1 or any(change.full is not None for change in changes.values()):
+def save_adapter(
+    folder: str | os.PathLike[str], changes: Mapping[str, LowRank], base_model: str | None = None, tied: bool = False
+) -> Path:  # fmt: skip
+    """Write an adapter folder that PEFT loads: pairs of factors of one orientation, and whole tensors beside them.
+
+    tied: a whole embedding is the head's, too, and written as both, which PEFT wants.
+    LuthierError for a change that is both whole and factors.
+    """
+    pairs = {n.removesuffix(".weight"): c for n, c in changes.items() if c.full is None}
+    whole = {n.removesuffix(".weight"): c.full for n, c in changes.items() if c.full is not None}
+    embed = next((full for module, full in whole.items() if module.endswith(_EMBED)), None)
+    if tied and embed is not None:
+        whole[_HEAD] = embed.clone()
+    ways = {change.transposed for change in pairs.values()}
+    if len(ways) != 1 or any(c.a.numel() for c in changes.values() if c.full is not None):
         raise LuthierError("an adapter holds matrices of one orientation only", where=str(folder))
-    modules = {name.removesuffix(".weight"): change for name, change in changes.items()}
-    ranks = {module: change.a.shape[0] for module, change in modules.items()}
-    alphas = {module: change.scale * ranks[module] for module, change in modules.items()}
+    ranks = {module: change.a.shape[0] for module, change in pairs.items()}
+    alphas = {module: change.scale * ranks[module] for module, change in pairs.items()}
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_model, "inference_mode": True,
         "r": max(ranks.values()), "lora_alpha": max(alphas.values()), "lora_dropout": 0.0, "bias": "none",
-        "fan_in_fan_out": ways.pop(), "use_rslora": False, "target_modules": sorted(modules),
+        "fan_in_fan_out": ways.pop(), "use_rslora": False, "target_modules": sorted(pairs),
         "rank_pattern": {re.escape(module): rank for module, rank in ranks.items()},
         "alpha_pattern": {re.escape(module): alpha for module, alpha in alphas.items()},
+        "modules_to_save": sorted(whole) or None, "ensure_weight_tying": tied and embed is not None,
     }  # fmt: skip
-    tensors = {
-        f"{_PREFIX}{m}.lora_{part}.weight": getattr(c, part.lower()) for m, c in modules.items() for part in "AB"
-    }
+    tensors = {f"{_PREFIX}{m}.lora_{part}.weight": getattr(c, part.lower()) for m, c in pairs.items() for part in "AB"}
+    tensors |= {f"{_PREFIX}{module}.weight": full for module, full in whole.items() if full is not None}
     with write_folder(folder) as temp:
         (temp / "adapter_config.json").write_text(json.dumps(config, indent=1) + "\n")
         save_file(
