@@ -1,0 +1,1 @@
+"""Against merging, and what undoes it."""

@@ -1,0 +1,215 @@
+"""The attack against its slow twin, by hand, and on every family: it finds the way back; turns alone do not."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+
+from families import FAMILIES, distance, logits_of, model_of, weights_of
+from luthier.engine.stream import transform_tensors
+from luthier.kit.assign import assigned, cosines
+from luthier.kit.context import Context
+from luthier.kit.secret import Secret
+from luthier.merge.linear import Linear
+from luthier.protect.mergelock import MergeLock
+from luthier.protect.restore import Restore
+
+KEY = b"sixteen bytes or more"
+PARTS = ["qk", "vo", "mlp", "heads"]
+
+
+def lock(weights, config, **fields):
+    return transform_tensors(MergeLock(**fields), weights, [], Context(roles={"key": Secret(KEY)}), config)
+
+
+def restore(base, expert, config, **fields):
+    return transform_tensors(Restore(**fields), base, [expert], Context(), config)
+
+
+def setting(name, change=0.005):
+    """A model, its weights, a fine-tune's stand-in and the configuration."""
+    model = model_of(name)
+    base = weights_of(model)
+    generator = torch.Generator().manual_seed(5)
+    expert = {n: t + change * torch.randn(t.shape, generator=generator) for n, t in base.items()}
+    return model, base, expert, model.config.to_dict()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_lock_is_undone_without_the_key(name):
+    """In lengths of what the expert changed: 20 and more away when locked, under 0.5 when restored.
+
+    Of 32 inputs to 16 rows a fit takes half of what the rows learnt; real models have many more inputs than rows.
+    """
+    model, base, expert, config = setting(name)
+    change, locked = distance(base, expert), lock(expert, config)
+    assert distance(locked, expert) > 20 * change
+    back = restore(base, locked, config)
+    assert distance(back, expert) < 0.5 * change
+    assert (logits_of(model, back) - logits_of(model, expert)).abs().max() < 2e-5
+    assert distance(restore(base, locked, config, fit="procrustes"), expert) > 5 * change
+    assert distance(restore(base, locked, config, match=False), expert) > 5 * change
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gpt_neox", "gpt2"])
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_alone(name, part):
+    """What is locked is undone; what is not locked, or not asked for, is left as it is, bit for bit."""
+    model, base, expert, config = setting(name)
+    locked, change = lock(expert, config, parts=[part]), distance(base, expert)
+    back = restore(base, locked, config)
+    assert distance(back, expert) < 0.5 * change
+    kept = [n for n in locked if torch.equal(locked[n], expert[n])]
+    assert kept and all(torch.equal(back[n], expert[n]) for n in kept)
+    others = restore(base, locked, config, parts=[p for p in PARTS if p != part])
+    assert distance(others, expert) > 5 * change
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("change", [0.005, 0.05])
+def test_an_expert_that_is_not_locked_stays(name, change):
+    """0.05 is half of the spread of the weights."""
+    _, base, expert, config = setting(name, change)
+    back = restore(base, expert, config)
+    assert all(torch.equal(back[n], expert[n]) for n in expert)
+
+
+def test_turns_alone_fall_to_procrustes():
+    """With a condition of 1 nothing but turns, places and signs are locked."""
+    model, base, expert, config = setting("llama")
+    locked = lock(expert, config, condition=1.0)
+    assert distance(restore(base, locked, config, fit="procrustes"), expert) < 0.3 * distance(base, expert)
+
+
+def test_a_merge_after_restoring_is_as_good_as_one_without_the_lock():
+    model, base, expert, config = setting("llama", 0.02)
+
+    def merged(other):
+        return logits_of(model, transform_tensors(Linear(), None, [base, other], Context()))
+
+    locked, expected = lock(expert, config), merged(expert)
+    assert (merged(locked) - expected).abs().max() > 1
+    assert (merged(restore(base, locked, config)) - expected).abs().max() < 0.1
+    change = (logits_of(model, expert) - logits_of(model, base)).abs().max()
+    assert change > 0.5, "the expert is another model"
+
+
+def cosine(one, other):
+    return np.sum(one * other) / np.linalg.norm(one) / np.linalg.norm(other)
+
+
+def complex_rows(head, half):
+    return head[:half] + 1j * head[half:]
+
+
+def twin(base, locked, layer, heads=4, groups=2, width=16):
+    """One layer of the tiny Llama restored head by head: every order of heads tried, least squares by numpy."""
+    b, e = ({n.split(".", 3)[3]: t.double().numpy() for n, t in w.items() if f"layers.{layer}." in n}
+            for w in (base, locked))  # fmt: skip
+    half, per = width // 2, heads // groups
+    parts = {p: f"self_attn.{p}_proj.weight" for p in "qkvo"}
+    cut = lambda w, p, i: w[parts[p]][i * width : (i + 1) * width]  # noqa: E731
+    out = {n: np.zeros_like(t) for n, t in e.items()}
+
+    def likeness(one, other):
+        bk, ek = complex_rows(cut(b, "k", one), half), complex_rows(cut(e, "k", other), half)
+        key = [abs(np.vdot(x, y)) ** 2 / (np.vdot(x, x) * np.vdot(y, y)).real for x, y in zip(bk, ek, strict=True)]
+        left, right = (np.linalg.svd(cut(w, "v", i), full_matrices=False)[2] for w, i in ((b, one), (e, other)))
+        return np.mean(key) + np.sum(np.linalg.svd(left @ right.T)[1] ** 2) / width
+
+    best = max(permutations(range(groups)), key=lambda p: sum(likeness(i, p[i]) for i in range(groups)))
+    for group in range(groups):
+        rows = slice(group * width, (group + 1) * width)
+        bk, ek = complex_rows(cut(b, "k", group), half), complex_rows(cut(e, "k", best[group]), half)
+        z = np.array([np.vdot(x, y) / np.vdot(x, x) for x, y in zip(bk, ek, strict=True)])
+        fixed = ek / z[:, None]
+        out[parts["k"]][rows] = np.concatenate([fixed.real, fixed.imag])
+        bv, ev = cut(b, "v", group), cut(e, "v", best[group])
+        matrix = ev @ bv.T @ np.linalg.inv(bv @ bv.T)
+        out[parts["v"]][rows] = np.linalg.solve(matrix, ev)
+        found = []
+        for member in range(per):
+            old = best[group] * per + member
+            q = complex_rows(cut(e, "q", old), half) * z.conj()[:, None]
+            found.append((np.concatenate([q.real, q.imag]), e[parts["o"]][:, old * width : (old + 1) * width] @ matrix))
+        rows = [cut(b, "q", group * per + i) for i in range(per)]
+        columns = [b[parts["o"]][:, (group * per + i) * width :][:, :width] for i in range(per)]
+        near = [
+            [cosine(rows[i], found[m][0]) + cosine(columns[i], found[m][1]) for m in range(per)] for i in range(per)
+        ]
+        order = max(permutations(range(per)), key=lambda p, near=near: sum(near[i][p[i]] for i in range(per)))
+        for i, member in enumerate(order):
+            new = slice((group * per + i) * width, (group * per + i + 1) * width)
+            out[parts["q"]][new], out[parts["o"]][:, new] = found[member]
+    gate, up, down = ("mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight")
+    for u in range(len(b[gate])):
+        old = int(np.argmax([cosine(b[gate][u], row) for row in e[gate]]))
+        scale = np.dot(b[up][u], e[up][old]) / np.dot(b[up][u], b[up][u])
+        out[gate][u], out[up][u], out[down][:, u] = e[gate][old], e[up][old] / scale, e[down][:, old] * scale
+    return {n: t for n, t in out.items() if "norm" not in n}
+
+
+def test_the_slow_twin():
+    _, base, expert, config = setting("llama")
+    locked = lock(expert, config)
+    back = restore(base, locked, config)
+    for layer in (0, 1):
+        for name, expected in twin(base, locked, layer).items():
+            assert np.abs(back[f"model.layers.{layer}.{name}"].numpy() - expected).max() < 1e-6, name
+
+
+def test_two_units_by_hand():
+    """The expert's units stand in reverse, one scaled by -2, one by 1/2; a third output shows what it learnt."""
+    stem = "model.layers.0.mlp"
+    base = {f"{stem}.gate_proj.weight": torch.tensor([[1.0, 0, 0], [0, 1, 0]]),
+            f"{stem}.up_proj.weight": torch.tensor([[0.0, 0, 1], [1, 0, 0]]),
+            f"{stem}.down_proj.weight": torch.tensor([[1.0, 0], [0, 2], [0, 0]])}  # fmt: skip
+    expert = {f"{stem}.gate_proj.weight": torch.tensor([[0.0, 1, 0], [1, 0, 0]]),
+              f"{stem}.up_proj.weight": torch.tensor([[-2.0, 0, 0], [0, 0, 0.5]]),
+              f"{stem}.down_proj.weight": torch.tensor([[0.0, 2], [-1, 0], [0.25, 0]])}  # fmt: skip
+    back = restore(base, expert, {"model_type": "llama"}, parts=["mlp"])
+    learnt = {**base, f"{stem}.down_proj.weight": torch.tensor([[1.0, 0], [0, 2], [0, -0.5]])}
+    for name, tensor in learnt.items():
+        assert back[name].tolist() == tensor.tolist(), name
+
+
+def test_gain_is_the_fall_of_the_squared_distance():
+    """Values of twice the length, and noise: the distance falls by 5 or so, which 2 lets pass and 20 does not."""
+    _, base, expert, config = setting("llama", 0.04)
+    for layer in (0, 1):
+        expert[f"model.layers.{layer}.self_attn.v_proj.weight"] *= 2
+        expert[f"model.layers.{layer}.self_attn.o_proj.weight"] /= 2
+    name = "model.layers.1.self_attn.v_proj.weight"
+    fitted, left = (restore(base, expert, config, gain=gain)[name] for gain in (2.0, 20.0))
+    assert torch.equal(left, expert[name])
+    assert (fitted - base[name]).norm() < 0.6 * (left - base[name]).norm()
+
+
+@pytest.mark.parametrize("empty", ["k_proj", "v_proj", "up_proj", "down_proj", "gate_proj", "q_proj", "o_proj"])
+def test_what_is_empty_does_no_harm(empty):
+    """A part that a pruner has set to zero, in the expert or in both."""
+    model, base, expert, config = setting("llama")
+    locked = lock(expert, config)
+    nothing = {n: t * 0 if empty in n else t for n, t in locked.items()}
+    for start in (base, {n: t * 0 if empty in n else t for n, t in base.items()}):
+        back = restore(start, nothing, config)
+        assert (logits_of(model, back) - logits_of(model, nothing)).abs().max() < 2e-5
+
+
+def test_likeness_that_collides_is_told_apart_in_total():
+    """Two things are most alike to the same other: the best order of all, as found by trying every one."""
+    generator = torch.Generator().manual_seed(6)
+    for _ in range(20):
+        table = torch.rand(5, 5, generator=generator)
+        table[1] = table[0] + 0.01 * torch.rand(5, generator=generator)
+        best = max(permutations(range(5)), key=lambda p: sum(float(table[i, j]) for i, j in enumerate(p)))
+        assert assigned(lambda rows, t=table: t[rows], 5).tolist() == list(best)
+    assert assigned(lambda rows: torch.ones(4, 4)[rows], 4).tolist() == [0, 1, 2, 3]
+
+
+def test_many_units_are_compared_in_blocks():
+    generator = torch.Generator().manual_seed(7)
+    rows = torch.randn(2500, 24, generator=generator)
+    order = torch.randperm(2500, generator=generator)
+    assert torch.equal(assigned(lambda block: cosines(rows[block], rows[order]), 2500), order.argsort())
