@@ -11,15 +11,12 @@ from torch import Tensor
 
 from luthier.kit.select import kept
 
-PLACES = 1 << 16
-"""Entries of a block, at most: a key has 16 bits for the place."""
-
 
 def largest_in_blocks(values_N: Tensor, block: int, density: float, later_N: Tensor | None = None) -> Tensor:
     """Which entries are among the largest magnitudes of their block: `kept(density, block)` of each, True or False.
 
-    later_N: entries that come after all others of their block, whatever their magnitude. Of equals the first
-    in place win. What is left at the end is a block of its own, however short.
+    block: up to 65,536.  later_N: entries that come after all others of their block, whatever their magnitude.
+    Of equals the first in place win. What is left at the end is a block of its own, however short.
     """
     whole = values_N.numel() // block * block
     found_N = torch.empty_like(values_N, dtype=torch.bool)
@@ -35,9 +32,10 @@ def _largest(values_BM: Tensor, keep: int, later_BM: Tensor | None) -> Tensor:
         return torch.zeros_like(values_BM, dtype=torch.bool)
     width = values_BM.shape[1]
     place_M = torch.arange(width - 1, -1, -1, device=values_BM.device)
-    key_BM = (values_BM.abs().view(torch.int32).long() << 16) + place_M  # no two of a block are the same
+    key_BM = values_BM.abs().view(torch.int32)  # floats that are not negative are ordered like their bits,
     if later_BM is not None:
-        key_BM -= later_BM.long() << 48
+        key_BM |= later_BM.int() << 31  # and with the sign's bit set they come below all others, in the same order
+    key_BM = key_BM.long().bitwise_left_shift_(16).add_(place_M)  # no two of a block are the same
     return key_BM >= _rank(key_BM, width - keep)
 
 
