@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from luthier.kit.select import keep_, row_band, row_ranks
+from luthier.kit.select import between, keep_, row_band, row_ranks
 
 
 def magnitudes(rows, columns, seed=0):
@@ -45,3 +45,12 @@ def test_keeping_is_in_place():
     assert keep_(values, torch.tensor([[True, False], [False, True]])) is values
     assert values.tolist() == [[1.0, 0.0], [0.0, -4.0]]
     assert keep_(values, torch.tensor([False, True, True, True])).tolist() == [[0.0, 0.0], [0.0, -4.0]]
+
+
+def test_between_by_numbers_and_by_columns():
+    given = torch.tensor([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]])
+    assert between(given, 1.0, 3.0).tolist() == [[False, True, True], [True, False, False]]
+    low, high = torch.tensor([[1.0], [4.0]]), torch.tensor([[1.0], [math.inf]])
+    assert between(given, low, high).tolist() == [[False, True, False], [False, True, True]]
+    third = torch.tensor([1 / 3])
+    assert between(third, float(third), float(third)).all()

@@ -44,15 +44,15 @@ def below(key: int, start: int, count: int, bounds: int | np.ndarray) -> np.ndar
 
     bounds: one from 0 to 2**32, or a flat uint32 array with one an entry.
     """
-    if isinstance(bounds, int) and bounds >= ALL:
+    single = isinstance(bounds, int)
+    if single and bounds >= ALL:
         return np.ones(count, dtype=bool)
-    bounds = np.asarray(bounds, dtype=np.uint32)
-    upper = (bounds >> 16).astype(np.uint16)
+    upper = np.uint16(bounds >> 16) if single else (bounds >> 16).astype(np.uint16)
     drawn = words(key, start, count)
     found = drawn < upper
-    lower = np.broadcast_to(bounds & 0xFFFF, count)
     for at in np.flatnonzero(drawn == upper).tolist():
-        found[at] = words(key | SECOND, start + at, 1)[0] < lower[at]
+        lower = (bounds if single else int(bounds[at])) & 0xFFFF
+        found[at] = words(key | SECOND, start + at, 1)[0] < lower
     return found
 
 

@@ -50,6 +50,14 @@ def keep_(values: Tensor, found: Tensor) -> Tensor:
     return values.mul_(found.view_as(values))
 
 
+def between(magnitude: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """Where low <= magnitude <= high: numbers, or one a row as columns."""
+    if magnitude.device.type == "cpu":  # numpy compares with columns some three times faster than torch
+        values, (least, most) = magnitude.numpy(), (np.asarray(bound, dtype=np.float32) for bound in (low, high))
+        return torch.from_numpy((values >= least) & (values <= most))
+    return (magnitude >= low) & (magnitude <= high)
+
+
 def row_band(magnitude_RC: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
     """Of each row the last-th and the first-th largest, as columns; infinity for both where they are 0."""
     rows, columns = magnitude_RC.shape

@@ -19,7 +19,7 @@ from luthier.fields import Schedule, Unit
 from luthier.flows import Ctx, Piece
 from luthier.kit.deltas import add, changes, each, one_each
 from luthier.kit.schedule import at
-from luthier.kit.select import keep_, largest, row_band
+from luthier.kit.select import between, keep_, largest, row_band
 from luthier.kit.vote import divisible, fuse_, tied, weigh_
 from luthier.shapes import Reduces, Transform
 
@@ -102,7 +102,7 @@ class Breadcrumbs(Transform):
         for number, change_RC in enumerate(moved):
             magnitude_RC = change_RC.abs()
             low, high = cuts[piece.name][number] if cuts else row_band(magnitude_RC, *ranks[number])
-            keep_(change_RC, (magnitude_RC >= low) & (magnitude_RC <= high))
+            keep_(change_RC, between(magnitude_RC, low, high))
         return moved
 
     def _weights(self, piece: Piece) -> list[float]:

@@ -9,7 +9,7 @@ step, the tensor, the expert's number and the entry's place, and on nothing else
 Footguns: the paper's window is twice our epsilon (mergekit's name and meaning). The number of an expert
 decides what it loses, so another order of the experts is another draw.
 
-R: rows.  C: columns.
+R: rows.  C: columns.  N: entries of a stretch.
 """
 
 from __future__ import annotations
@@ -116,13 +116,13 @@ class Della(Transform):
 
     def _drop_(self, change_RC: Tensor, share_C: np.ndarray, key: int, start: int) -> None:
         """Keep each entry with the probability of its rank, in place."""
-        rank_RC = row_ranks(change_RC.abs())
-        bounds = bounds_of(share_C)[rank_RC.flatten().cpu().numpy()]
-        found = below(key, start, change_RC.numel(), bounds)
+        rank_N = row_ranks(change_RC.abs()).flatten()
+        found = below(key, start, rank_N.numel(), bounds_of(share_C)[rank_N.cpu().numpy()])
         keep_(change_RC, torch.from_numpy(found).to(change_RC.device))
         if self.rescale == "expectation":
             factor_C = np.divide(1, share_C, out=np.zeros_like(share_C), where=share_C > 0)
-            change_RC.mul_(torch.from_numpy(factor_C).to(change_RC)[rank_RC])
+            factor_N = torch.from_numpy(factor_C).to(change_RC).index_select(0, rank_N)
+            change_RC.mul_(factor_N.view_as(change_RC))
 
     def transform(self, tensors: Piece, ctx: Ctx) -> Tensor:
         restored, tie = ctx.survey
