@@ -194,7 +194,7 @@ def test_what_the_model_lacks_is_averaged():
 
 
 def test_items_without_an_answer_are_passed_over():
-    source = tiny.TinyData("tasks", [tiny.item(prompt="a"), tiny.item(text="a"), tiny.item(text="ab")], ())
+    source = tiny.TinyData("tasks", [tiny.item(prompt="a"), *(tiny.item(text=t) for t in ("a", "ab", "ab"))], ())
     (only,) = drawn(source, Letters(), 5, 8, Context())
     assert only[1].input_ids == (0, 1)
     with pytest.raises(LuthierError, match="tasks has no training item"):

@@ -23,19 +23,20 @@ ROWS = 64
 def drawn(source: Data, tokenizer: Any, count: int, max_length: int, ctx: Ctx) -> list[tuple[str, Row]]:
     """(id, row) of `count` training items with something to predict, or of as many as there are.
 
-    Which ones depends on the seed and the source alone, so that experts that share data see the same items.
+    Which ones depends on the seed and the source alone, so that experts that share data see the same items. None
+    comes twice.
     """
     order = torch.randperm(len(source.train), generator=ctx.rng("items", source.name)).tolist()
-    found: list[tuple[str, Row]] = []
+    found: dict[str, Row] = {}
     for item in (source.train[i] for i in order):
         if len(found) == count:
             break
-        if item.prompt is None or item.answer is not None:
+        if item.id not in found and (item.prompt is None or item.answer is not None):
             row = encode(item, tokenizer, max_length)
-            found += [(item.id, row)] if row.count else []
+            found |= {item.id: row} if row.count else {}
     if not found:
         raise LuthierError(f"{source.name} has no training item with anything to predict", where="data")
-    return found
+    return list(found.items())
 
 
 def sampled(logits_NV: Tensor, generator: torch.Generator) -> Tensor:

@@ -67,9 +67,9 @@ class RegMean(Transform):
         Reduces({"ridge": 1e9, "weights": (0.5, 1.5, 1.0)}, "merge.linear", tolerance=1e-5),
     )
     departures = (
-        "bloomberg/dataless-model-merging 92247ae: `compute_grams` takes padded places for inputs, and "
-        "`regmean_mean_params` inverts the sum, which fails or loses all digits where an input is always 0; ours sees "
-        "tokens only and solves (tests/golden/test_merge_regmean.py::test_dead_inputs)",
+        "bloomberg/dataless-model-merging 92247ae: `compute_grams` divides by the number of tokens, where the formula "
+        "sums, so that an expert with more data counts no more; set per: token for theirs "
+        "(tests/golden/test_merge_regmean.py::test_sums_or_means)",
     )
 
     def passes(self, experts: int) -> float:
