@@ -21,6 +21,7 @@ KEY_ROLES = frozenset({"key"})
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 SOURCES = ("gym", "text", "jsonl")
 MOST_THREADS = 1024
+MOST_MULTIPLE = 1 << 16
 UNITS = {"": 1, "B": 1} | {f"{p}{u}": b**e for e, p in enumerate("KMGT", 1) for u, b in (("B", 1000), ("iB", 1024))}
 
 
@@ -154,14 +155,22 @@ def slices(marked: Marked, path: tuple, value: Any, roles: Mapping[str, Any]) ->
     return tuple(found)
 
 
-def tokenizer(marked: Marked, path: tuple, value: Any, roles: Mapping[str, Any]) -> str:
-    """Whose vocabulary a merge gets: base, union, or one of its models'."""
+def tokenizer(marked: Marked, path: tuple, value: Any, roles: Mapping[str, Any]) -> tuple[str, int]:
+    """Whose vocabulary a merge gets: base, union, or one of its models'; and of what its rows are a multiple."""
+    multiple: Any = 1
+    if isinstance(value, Mapping):
+        keys(marked, a_map(marked, value, path, "tokenizer"), path, ("source", "pad_to_multiple_of"), "tokenizer")
+        multiple = value.get("pad_to_multiple_of", 1)
+        if type(multiple) is not int or not 1 <= multiple <= MOST_MULTIPLE:
+            where = marked.where(*path, "pad_to_multiple_of")
+            raise LuthierError(f"expected a number from 1 to {MOST_MULTIPLE}, got {said(multiple)}", where=where)
+        path, value = (*path, "source"), value.get("source", "")
     if value is None:
-        return ""
+        return "", 1
     known = ["union", *(["base"] if "base" in roles else []), *_merged(roles)]
     if not isinstance(value, str) or value not in known:
-        raise unknown("tokenizer", said(value), known, where=marked.where(*path))
-    return "base" if value == roles.get("base") else value
+        raise unknown("tokenizer", str(value), known, where=marked.where(*path))
+    return "base" if value == roles.get("base") else value, multiple
 
 
 def _merged(roles: Mapping[str, Any]) -> list[str]:

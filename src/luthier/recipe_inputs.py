@@ -229,8 +229,8 @@ def layout_of(step: Step) -> Any:
     number: dict[str, Any] = {name: i for i, name in enumerate([experts] if isinstance(experts, str) else experts)}
     number |= {step.roles["base"]: None} if "base" in step.roles else {}
     slices = tuple(tuple((number[name], *layers) for name, layers in one.items()) for one in step.slices)
-    words = ("", "base", "union")
-    return Layout(slices, step.tokenizer or None if step.tokenizer in words else number[step.tokenizer])
+    source, multiple = step.tokenizer
+    return Layout(slices, source or None if source in ("", "base", "union") else number[source], multiple)
 
 
 def _weights(step: Step) -> list[str]:

@@ -38,8 +38,8 @@ class Step:
     dtype: str = "auto"
     slices: tuple[Mapping[str, tuple[int, int]], ...] = ()
     """of a Transform: layers of models, one stretch after another"""
-    tokenizer: str = ""
-    """of a Transform: base, union, or the model whose vocabulary the output gets"""
+    tokenizer: tuple[str, int] = ("", 1)
+    """of a Transform: base, union, or the model whose vocabulary the output gets; what its rows are a multiple of"""
     where: str = ""
 
     @property
@@ -76,8 +76,8 @@ class Step:
             made["dtype"] = self.dtype
         if self.slices:
             made["slices"] = [{name: list(layers) for name, layers in piece.items()} for piece in self.slices]
-        if self.tokenizer:
-            made["tokenizer"] = self.tokenizer
+        if self.tokenizer[0]:
+            made["tokenizer"] = dict(zip(("source", "pad_to_multiple_of"), self.tokenizer, strict=True))
         return made
 
 

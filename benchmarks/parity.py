@@ -1,0 +1,145 @@
+"""The same YAML through mergekit and through `luthier merge`: the largest difference of any number.
+
+    python benchmarks/parity.py --mergekit VENV/bin/mergekit-yaml --work FOLDER
+
+Tiny Llamas of four and six layers in fp32, three of them with tokenizers that differ. Differences are of
+the tensors' entries, relative to the largest of the tensor. What mergekit drops at random (DARE, DELLA) is
+compared at density 1 only; its own tests must vouch for the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from safetensors.torch import load_file
+from tokenizers import AddedToken
+
+from luthier.testing import tiny
+
+HERE = Path(__file__).parent
+GOALS = ["every number within 1e-6 of the tensor's largest"]
+DELTAS = """merge_method: {method}
+base_model: base
+models:
+  - model: one
+    parameters: {{weight: 0.7, density: {density}{more}}}
+  - model: two
+    parameters: {{weight: [0.1, 0.9], density: {density}{more}}}
+parameters: {{lambda: 1.2{rest}}}
+dtype: float32
+"""
+CASES = {
+    "linear": "merge_method: linear\nmodels: [{model: one, parameters: {weight: 0.3}}, {model: two, parameters: "
+    "{weight: [{filter: mlp, value: [0, 1]}, {value: 0.5}]}}]\ndtype: float32\n",
+    "slerp": "merge_method: slerp\nbase_model: one\nmodels: [{model: one}, {model: two}]\nparameters: {t: "
+    "[{filter: self_attn, value: [0, 0.5, 1]}, {value: 0.4}]}\ndtype: float32\n",
+    "model_stock": "merge_method: model_stock\nbase_model: base\nmodels: [{model: one}, {model: two}]\n"
+    "dtype: float32\n",
+    "model_stock, filter_wise": "merge_method: model_stock\nbase_model: base\nmodels: [{model: one}, {model: two}]\n"
+    "parameters: {filter_wise: true}\ndtype: float32\n",
+    "task_arithmetic": DELTAS.format(method="task_arithmetic", density=1, more="", rest=""),
+    "ties": DELTAS.format(method="ties", density=0.3, more="", rest=""),
+    "ties, not normalised": DELTAS.format(method="ties", density=0.3, more="", rest=", normalize: false"),
+    "dare_linear, density 1": DELTAS.format(method="dare_linear", density=1, more="", rest=""),
+    "dare_ties, density 1": DELTAS.format(method="dare_ties", density=1, more="", rest=""),
+    "breadcrumbs": DELTAS.format(method="breadcrumbs", density=0.5, more=", gamma: 0.05", rest=""),
+    "breadcrumbs_ties": DELTAS.format(method="breadcrumbs_ties", density=0.5, more=", gamma: 0.05", rest=""),
+    "della, density 1": DELTAS.format(method="della", density=1, more=", epsilon: 0", rest=""),
+    "della_linear, density 1": DELTAS.format(method="della_linear", density=1, more=", epsilon: 0", rest=""),
+    "passthrough, slices": "merge_method: passthrough\nslices:\n  - sources: [{model: one, layer_range: [0, 3]}]\n"
+    "  - sources: [{model: six, layer_range: [2, 6]}]\n  - sources: [{model: one, layer_range: [3, 4], "
+    "parameters: {scale: [{filter: down_proj, value: 0.5}, {value: 1}]}}]\ndtype: float32\n",
+    "linear, slices": "merge_method: linear\nparameters: {weight: 1}\nslices:\n  - sources: [{model: one, layer_range: "
+    "[0, 2], parameters: {weight: [0.2, 0.8]}}, {model: six, layer_range: [2, 4]}]\n  - sources: [{model: six, "
+    "layer_range: [3, 6]}]\ndtype: float32\n",
+    "slerp, slices": "merge_method: slerp\nbase_model: one\nslices:\n  - sources: [{model: one, layer_range: [0, 2]}, "
+    "{model: six, layer_range: [0, 2]}]\n    parameters: {t: 0.25}\n  - sources: [{model: one, layer_range: [1, 4]}, "
+    "{model: six, layer_range: [3, 6]}]\n    parameters: {t: [{filter: mlp, value: [0, 1]}, {value: 0.5}]}\n"
+    "dtype: float32\n",
+    "ties, slices": "merge_method: ties\nbase_model: base\nslices:\n  - sources: [{model: base, layer_range: [0, 4]}, "
+    "{model: one, layer_range: [0, 4], parameters: {weight: [0, 1], density: 0.5}}, {model: six, layer_range: [2, 6], "
+    "parameters: {weight: 1}}]\ndtype: float32\n",
+    "linear, union of tokens": "merge_method: linear\nmodels: [{model: words, parameters: {weight: 1}}, {model: "
+    "others, parameters: {weight: 3}}]\ntokenizer_source: union\ndtype: float32\n",
+    "task_arithmetic, base's tokens": "merge_method: task_arithmetic\nbase_model: base\nmodels: [{model: words, "
+    "parameters: {weight: 1}}, {model: others, parameters: {weight: 0.5}}]\ntokenizer_source: base\ndtype: float32\n",
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mergekit", type=Path, required=True, help="the mergekit-yaml command")
+    parser.add_argument("--work", type=Path, required=True, help="folder for models and merges")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    models(args.work)
+    rows = []
+    for name, text in CASES.items():
+        rows.append({"case": name, **compared(name, text, args)})
+        print(rows[-1], flush=True)
+    python = args.mergekit.parent / "python"
+    said = subprocess.run([python, "-c", "from importlib.metadata import version; print(version('mergekit'))"],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    about = {
+        "benchmark": "parity", "goal": GOALS, "command": "python benchmarks/parity.py", "rows": rows,
+        "date": datetime.date.today().isoformat(),
+        "versions": {n: version(n) for n in ("luthier", "torch", "transformers")} | {"mergekit": said.stdout.strip()},
+    }  # fmt: skip
+    (HERE / "results" / "parity.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def models(work: Path) -> None:
+    """Tiny models that went different ways from one base; one of six layers, two that know other tokens."""
+    sizes = {"base": {}, "one": {}, "two": {}, "six": {"num_hidden_layers": 6}, "words": {}, "others": {}}
+    added = {"words": ["<|im_start|>", "<|im_end|>"], "others": ["<|im_end|>", "<|tool|>"]}
+    for seed, (name, more) in enumerate(sizes.items()):
+        shutil.rmtree(work / name, ignore_errors=True)
+        words = tiny.tokenizer()
+        for token in added.get(name, []):
+            words.add_tokens([AddedToken(token, special=True, normalized=False)], special_tokens=True)
+        rows = len(words)
+        model = tiny.llama(0, **{"num_hidden_layers": 4, "vocab_size": rows, **more})
+        (tiny.moved(model, seed) if seed else model).save_pretrained(work / name)
+        words.save_pretrained(work / name)
+
+
+def compared(name: str, text: str, args: argparse.Namespace) -> dict[str, object]:
+    out = args.work / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    names = "|".join(sorted(p.name for p in args.work.iterdir() if (p / "config.json").exists()))
+    here = rf"\1: {args.work.resolve()}/\2"
+    (args.work / "config.yaml").write_text(re.sub(rf"\b(model|base_model): ({names})\b", here, text))
+    ours = subprocess.run([sys.executable, "-m", "luthier", "merge", "config.yaml", "out/ours"], cwd=args.work,
+                          capture_output=True, text=True)  # fmt: skip
+    theirs = subprocess.run([args.mergekit.resolve(), "config.yaml", "out/theirs", "--quiet"], cwd=args.work,
+                            capture_output=True, text=True)  # fmt: skip
+    for what, done in (("luthier", ours), ("mergekit", theirs)):
+        if done.returncode:
+            lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+            return {"largest_difference": None, "note": f"{what}: {lines[-1][:200]}"}
+    mine, peer = (load_file(out / n / "model.safetensors") for n in ("ours", "theirs")) if (
+        out / "theirs" / "model.safetensors").exists() else (_every(out / "ours"), _every(out / "theirs"))  # fmt: skip
+    if set(mine) != set(peer):
+        return {"largest_difference": None, "note": f"tensors {sorted(set(mine) ^ set(peer))[:4]}"}
+    shapes = [n for n in mine if mine[n].shape != peer[n].shape]
+    if shapes:
+        note = f"{shapes[0]}: {tuple(mine[shapes[0]].shape)} and {tuple(peer[shapes[0]].shape)}"
+        return {"largest_difference": None, "note": note}
+    worst = max((mine[n].double() - peer[n].double()).abs().max() / peer[n].abs().max() for n in mine)
+    return {"tensors": len(mine), "largest_difference": float(f"{float(worst):.2g}")}
+
+
+def _every(folder: Path) -> dict:
+    return {n: t for file in sorted(folder.glob("*.safetensors")) for n, t in load_file(file).items()}
+
+
+if __name__ == "__main__":
+    main()
