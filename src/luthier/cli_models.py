@@ -14,7 +14,7 @@ from luthier.errors import LuthierError, unknown
 
 
 def options_merge(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", help="a recipe with one merge, or a mergekit YAML of linear, task_arithmetic or ties")
+    parser.add_argument("config", help="a recipe with one merge, or a mergekit YAML")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument("--set", action="append", default=[], metavar="STEP.KEY=VALUE", help="change one value")
 
