@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from luthier.catalogue import load as method
-from luthier.engine.mergekit import to_recipe
+from luthier.engine.mergekit import METHODS, to_recipe
 from luthier.engine.stream import transform_tensors
 from luthier.errors import LuthierError
 from luthier.kit.context import Context
@@ -160,3 +160,57 @@ def test_what_cannot_be_kept_is_named(text, says):
     with pytest.raises(LuthierError) as fault:
         recipe(text)
     assert says in str(fault.value) and "\n" not in str(fault.value)
+
+
+SLICES = """merge_method: ties
+base_model: base
+slices:
+  - sources:
+      - {model: base, layer_range: [0, 2]}
+      - {model: one, layer_range: [1, 3], parameters: {weight: [0.0, 1.0]}}
+  - sources:
+      - {model: one, layer_range: [0, 3], parameters: {weight: 0.5, density: [{filter: mlp, value: [0.1, 0.5]}]}}
+      - {model: base, layer_range: [1, 4]}
+    parameters: {lambda: [{filter: layers.3., value: 2}, {value: [1, 3]}]}
+parameters: {density: 0.25}
+"""
+
+
+def test_slices():
+    """Gradients run over the layers of their slice; what stands before belongs to the first, after to the last."""
+    step = recipe(SLICES)
+    assert step["slices"] == [{"base": [0, 2], "one": [1, 3]}, {"one": [0, 3], "base": [1, 4]}]
+    (weight,), density, scale = step["set"]["weights"], step["set"]["density"], step["set"]["scale"]
+    layers = [f"model.layers.{i}.self_attn.q_proj.weight" for i in range(5)]
+    outside = ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
+    assert [at(weight, n, None) for n in layers] == [0.0, 1.0, 0.5, 0.5, 0.5]
+    assert [at(weight, n, None) for n in outside] == [0.0, 0.5, 0.5]
+    mlp = [n.replace("self_attn.q", "mlp.up") for n in layers]
+    assert [at(density, n, None) for n in mlp] == pytest.approx([0.25, 0.25, 0.1, 0.3, 0.5])
+    assert [at(density, n, None) for n in [*layers, *outside]] == [0.25] * 8
+    assert [at(scale, n, None) for n in layers] == [1.0, 1.0, 1.0, 2.0, 3.0]
+    assert [at(scale, n, None) for n in outside] == [1.0, 1.0, 1.0]
+
+
+def test_passthrough_and_tokenizer():
+    text = """{merge_method: passthrough, tokenizer: {source: b, pad_to_multiple_of: 8}, slices: [
+    {sources: [{model: a, layer_range: [0, 1]}]}, {sources: [{model: b, layer_range: [0, 1]}]}]}"""
+    assert recipe(text) == {
+        "use": "merge.linear", "experts": ["a", "b"], "set": {"weights": [1.0, 1.0], "normalize": False},
+        "slices": [{"a": [0, 1]}, {"b": [0, 1]}], "tokenizer": {"source": "b", "pad_to_multiple_of": 8},
+    }  # fmt: skip
+
+
+def test_adapters_stand_on_the_base():
+    text = "{merge_method: ties, base_model: base, models: [{model: base+folder/lora, parameters: {weight: 1}}]}"
+    assert recipe(text)["experts"] == ["folder/lora"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_one_of_ours(name):
+    """What the table makes of an empty parameter list constructs, and every field is known."""
+    way = METHODS[name]
+    weight = "weight: 1" if "weight" in way.parameters else ""
+    text = f"{{merge_method: {name}, base_model: base, models: [{{model: a, parameters: {{{weight}}}}}]}}"
+    step = recipe(text.replace("models:", "parameters: {t: 0.5}, models:") if name == "slerp" else text)
+    assert method(step["use"], **step["set"]).id == way.use

@@ -182,6 +182,9 @@ def _fields(marked: Marked, method: str, way: Way, sources: _Sources) -> dict[st
     ):
         if one in way.parameters and method not in ("linear", "task_arithmetic"):
             values = [setting(marked, sites, one, fallback) for sites in sources.sites]
+            if one == "epsilon":  # at density 1 mergekit drops nothing, whatever epsilon says
+                whole = fields.get("densities") or [fields["density"]] * len(values)
+                values = [0.0 if d == 1.0 else v for d, v in zip(whole, values, strict=True)]
             fields |= {one: values[0]} if all(v == values[0] for v in values) else {many: values}
     return fields | dict(way.fields)
 
