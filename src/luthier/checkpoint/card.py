@@ -48,18 +48,24 @@ def put_card(folder: Path, card: str, notes: Iterable[str] = ()) -> None:
     """
     known = family_of(folder)
     with_what = "transformers and Luthier, whose decoder it is" if known == OURS else "plain transformers"
+    with_what = "PEFT, with the base it names" if known == "adapter" else with_what
     lines = [card, *(f"- {' '.join(note.split())}\n" for note in notes)]
     lines += [f"Load it with {with_what}:", "", "```python", loading(known, "path/to/this/folder"), "```", ""]
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def family_of(folder: Path) -> str:
-    """config.json's `model_type`."""
-    return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "")
+    """config.json's `model_type`, or "adapter"."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return "adapter" if "peft_type" in config else config.get("model_type", "")
 
 
 def loading(family: str, path: str) -> str:
     """The lines of Python that load a model folder and its tokenizer."""
+    if family == "adapter":
+        return (
+            f'from peft import AutoPeftModelForCausalLM\n\nmodel = AutoPeftModelForCausalLM.from_pretrained("{path}")'
+        )
     lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
     if family == OURS:
         lines += ["", "import luthier.model  # its slots hold what stock classes lack"]

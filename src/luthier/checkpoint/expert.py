@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from luthier.checkpoint.adapter import CONFIG, Adapter
 from luthier.checkpoint.anatomy import OUTER
 from luthier.checkpoint.delta import Change, Delta
 from luthier.checkpoint.lora import LowRank
@@ -88,10 +89,15 @@ class Expert:
 def open_expert(
     source: str | os.PathLike[str] | Checkpoint | Expert, base: Checkpoint | None = None
 ) -> Checkpoint | Expert:
-    """A full checkpoint (folder, name), or the delta or LoRA adapter in a folder, which needs a base."""
+    """A full checkpoint (folder, name), or the delta or LoRA adapter in a folder on its base.
+
+    Without a base an adapter is opened as it is, a delta not at all.
+    """
     if isinstance(source, (Checkpoint, Expert)):
         return source
     path = Path(source)
+    if base is None and (path / CONFIG).is_file():
+        return Adapter.open(path)
     if (path / "delta.json").is_file() or (path / "adapter_config.json").is_file():
         if base is None:
             raise LuthierError(

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from luthier.checkpoint.atomic import write_folder
-from luthier.checkpoint.header import CODES, fault, read_header, read_json
+from luthier.checkpoint.header import CODES, Entry, fault, read_header, read_json
 from luthier.checkpoint.patterns import Patterns, positive
 from luthier.checkpoint.reader import inside
 from luthier.errors import LuthierError
@@ -82,25 +82,12 @@ class LowRank:
 def open_adapter(folder: Path) -> tuple[dict[str, LowRank], str, dict[str, Any]]:
     """Changes by tensor name, base hash (unknown: ""), notes, of a PEFT LoRA adapter folder."""
     config = read_json(folder / "adapter_config.json", limit=8_000_000)
-    _refuse_beyond(config, folder)
-    file = folder / "adapter_model.safetensors"
-    if not file.is_file():
-        pickled = (folder / "adapter_model.bin").exists()
-        what = "adapter_model.bin is a pickle, which can run any program when it is read: refused"
-        raise LuthierError(what if pickled else "holds no adapter_model.safetensors", where=str(folder))
+    refuse_beyond(config, folder)
+    file = weights_of(folder)
     parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in _load(inside(folder, file.name)).items():
-        if not name.startswith(_PREFIX):
-            raise fault(file, f"the name does not begin with {_PREFIX}", name)
-        if not tensor.is_floating_point():
-            raise fault(file, f"is of {CODES[tensor.dtype]}, a change is of floating-point numbers", name)
-        found = _PART.fullmatch(name.removeprefix(_PREFIX))
-        if found:
-            key = found[3] + ("e" if found[2] else "")
-            parts.setdefault(found[1] + ".weight", {})[key] = tensor
-        else:
-            plain = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
-            parts.setdefault(plain, {})["full"] = tensor
+    for entry, tensor in _load(file):
+        weight, key = part_of(entry, file)
+        parts.setdefault(weight, {})[key] = tensor
     if not parts:
         raise LuthierError("holds not one tensor", where=str(file))
     alphas = Patterns("alpha_pattern", config.get("alpha_pattern"), str(folder / "adapter_config.json"))
@@ -111,6 +98,28 @@ def open_adapter(folder: Path) -> tuple[dict[str, LowRank], str, dict[str, Any]]
     return changes, "", {"base_model": config.get("base_model_name_or_path")}
 
 
+def weights_of(folder: Path) -> Path:
+    """The file of an adapter's tensors; LuthierError where there is none that can be trusted."""
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        pickled = (folder / "adapter_model.bin").exists()
+        what = "adapter_model.bin is a pickle, which can run any program when it is read: refused"
+        raise LuthierError(what if pickled else "holds no adapter_model.safetensors", where=str(folder))
+    return inside(folder, file.name)
+
+
+def part_of(entry: Entry, file: Path) -> tuple[str, str]:
+    """(the weight a tensor belongs to, what it is of it: A, B, Ae or Be of an embedding, or full)."""
+    if not entry.name.startswith(_PREFIX):
+        raise fault(file, f"the name does not begin with {_PREFIX}", entry.name)
+    if not entry.dtype.is_floating_point:
+        raise fault(file, f"is of {CODES[entry.dtype]}, a change is of floating-point numbers", entry.name)
+    found = _PART.fullmatch(entry.name.removeprefix(_PREFIX))
+    if found:
+        return found[1] + ".weight", found[3] + ("e" if found[2] else "")
+    return entry.name.removeprefix(_PREFIX).replace(".base_layer.", "."), "full"
+
+
 def _drop_tied(changes: dict[str, LowRank], head: Tensor, file: Path) -> None:
     """A tied head is the embedding, once."""
     embeds = [c.full for n, c in changes.items() if n.removesuffix(".weight").endswith(_EMBED)]
@@ -119,7 +128,7 @@ def _drop_tied(changes: dict[str, LowRank], head: Tensor, file: Path) -> None:
     del changes[f"{_HEAD}.weight"]
 
 
-def _refuse_beyond(config: Mapping[str, Any], folder: Path) -> None:
+def refuse_beyond(config: Mapping[str, Any], folder: Path) -> None:
     where = str(folder / "adapter_config.json")
     kind = config.get("peft_type")
     if kind != "LORA":
@@ -138,13 +147,11 @@ def _refuse_beyond(config: Mapping[str, Any], folder: Path) -> None:
     Patterns("rank_pattern", config.get("rank_pattern"), where)
 
 
-def _load(file: Path) -> dict[str, Tensor]:
+def _load(file: Path) -> Iterator[tuple[Entry, Tensor]]:
     raw = file.read_bytes()
-    return {
-        e.name: torch.frombuffer(bytearray(raw[e.start : e.start + e.nbytes]), dtype=e.dtype).view(e.shape)
-        for e in read_header(file)[0]
-        if e.nbytes
-    }
+    for e in read_header(file)[0]:
+        if e.nbytes:
+            yield e, torch.frombuffer(bytearray(raw[e.start : e.start + e.nbytes]), dtype=e.dtype).view(e.shape)
 
 
 def _low_rank(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from luthier.checkpoint.adapter import CONFIG, Adapter
 from luthier.checkpoint.bundled import NOTES
 from luthier.checkpoint.card import model_card
 from luthier.checkpoint.expert import open_expert
@@ -50,13 +51,20 @@ def apply(method: Method, given: Mapping[str, Any]) -> Any:
         if name not in known:
             raise unknown("role or option", name, known, where=method.id)
     missing = next((n for n, (_, optional) in roles.items() if not optional and given.get(n) is None), None)
-    if missing:
+    if missing and not (missing == "base" and _adapters(given.get("experts"))):
         raise LuthierError(f"{missing!r} is missing", where=method.id, do=f"give {missing}=...")
     every = {Transform: _merge, Tune: _tune, Measure: _measure, Decode: _decode, Certify: _certify}
     for shape, work in every.items():
         if isinstance(method, shape):
             return work(method, given)
     raise LuthierError(f"a {type(method).__mro__[1].__name__} is not applied by itself", where=method.id)
+
+
+def _adapters(experts: Any) -> bool:
+    """Whether all are adapters, which merge into an adapter without a base."""
+    return bool(experts) and all(
+        isinstance(e, Adapter) or (isinstance(e, (str, Path)) and (Path(e) / CONFIG).is_file()) for e in _list(experts)
+    )
 
 
 def _roles(method: Method) -> dict[str, tuple[bool, bool]]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from luthier.checkpoint.reader import Checkpoint
+from luthier.checkpoint.expert import open_expert
 from luthier.checkpoint.writer import check_saveable, put_model, write_folder
 from luthier.engine.layout import PLAIN, Layout
 from luthier.engine.spec import MEMORY, TrainSpec
@@ -159,7 +159,7 @@ def _transform(job: Job, ctx: Context) -> Fill:
             memory=job.memory, threads=job.threads, dtype=job.dtype, card=job.card,
             layout=job.layout,
         )  # fmt: skip
-        written = Checkpoint.open(folder)
+        written: Any = open_expert(folder)
         return Outcome({"parameters": written.n_params, "bytes": written.nbytes}, {"model": ""}, notes)
 
     return fill

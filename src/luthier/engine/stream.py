@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.checkpoint.adapter import Adapter, beneath, put_names
 from luthier.checkpoint.card import put_card
 from luthier.checkpoint.header import CODES
 from luthier.checkpoint.reader import Checkpoint, TensorInfo
@@ -57,6 +58,7 @@ def plan_transform(
 
     roles: the step's inputs that are no models.
     """
+    base = _beneath(method, base, experts)
     spoken = Spoken(base, experts, layout)
     inputs = _prepare(method, spoken.base, spoken.experts, torch.device("cpu"), memory, threads, layout, roles or {})
     written = _written(_reference(base, experts), inputs, dtype)
@@ -71,9 +73,10 @@ def run_transform(
 ) -> Path:  # fmt: skip
     """Apply `method` to checkpoints and write a Hugging Face folder, whole or not at all.
 
-    base: a Checkpoint, or None where the method needs none.  experts: Checkpoints or what `open_expert`
-    gives.  memory: bytes to stay below, roughly.  threads: torch's number by default.  dtype: of the
-    output; the base's by default.  card: the text of README.md.  layout: slices of layers, and which vocabulary.
+    base: a Checkpoint, or None where the method needs none or all experts are adapters, which then merge into
+    an adapter.  experts: Checkpoints or what `open_expert` gives.  memory: bytes to stay below, roughly.
+    threads: torch's number by default.  dtype: of the output; the base's by default.  card: the text of README.md.
+    layout: slices of layers, and which vocabulary.
     Raises LuthierError, naming file and tensor, for shapes that differ and values that are not finite.
     """
     with write_folder(out) as folder:
@@ -88,12 +91,14 @@ def put_transform(
     threads: int | None = None, dtype: torch.dtype | None = None, card: str = "", layout: Layout = PLAIN,
 ) -> tuple[str, ...]:  # fmt: skip
     """What `run_transform` writes, into a folder of `write_folder`; returns what a reader of it should know."""
+    base = _beneath(method, base, experts)
     spoken = Spoken(base, experts, layout)
     inputs = _prepare(method, spoken.base, spoken.experts, ctx.device, memory, threads, layout, ctx.roles)
     reference = _reference(spoken.base, spoken.experts)
     written = _written(reference, inputs, dtype)
     home = next(s for s in _sources(base, experts) if isinstance(s, Checkpoint))
-    config = spoken.config(config_with_dtype(inputs.config, dtype) if dtype else dict(inputs.config))
+    typed = dtype and not isinstance(home, Adapter)  # whose config says nothing of it
+    config = spoken.config(config_with_dtype(inputs.config, dtype) if typed else dict(inputs.config))
     for note in spoken.notes:
         ctx.emit("log", text=note)
     ctx = calibration.opened(method, base, experts, ctx)
@@ -113,6 +118,8 @@ def put_transform(
         for info in written:
             if info.name not in inputs.tensors:
                 _copy(reference, info, writer)
+    if isinstance(home, Adapter):
+        put_names(folder)
     return inputs.notes
 
 
@@ -161,6 +168,13 @@ def _transformed(method: Transform, given: Piece | Group, ctx: Context) -> Itera
 
 def _sources(base: Source | None, experts: Sequence[Source]) -> list[Source]:
     return [*([base] if base else []), *experts]
+
+
+def _beneath(method: Transform, base: Any, experts: Sequence[Any]) -> Any:
+    """The base, or what adapters without one change against."""
+    if base is None and calibration.asks(method) and any(isinstance(e, Adapter) for e in experts):
+        raise LuthierError("looks at whole models, and adapters are given", where=method.id, do="name the base")
+    return beneath(base, experts, "base" in method.roles)
 
 
 def _reference(base: Source | None, experts: Sequence[Source]) -> Source:
