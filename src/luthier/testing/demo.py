@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from luthier.catalogue import cards, find, load
+from luthier.engine.calibration import asks
 from luthier.engine.spec import TrainSpec
 from luthier.engine.stream import transform_tensors
 from luthier.engine.trainer import TrainResult, train
@@ -26,6 +27,7 @@ from luthier.flows import Table
 from luthier.kit.context import Context
 from luthier.kit.decoding import limited
 from luthier.kit.encode import collate, encode
+from luthier.kit.secret import Secret
 from luthier.model import LuthierConfig, build_model
 from luthier.shapes import Certify, Decode, Measure, Objective, Optim, Part, Transform, Tune
 from luthier.testing import tiny
@@ -177,8 +179,13 @@ def _specialists() -> tuple[Mapping[str, torch.Tensor], ...]:
 
 
 def _transform(method: Transform) -> Rows:
-    base = dict(_base()) if any(r.startswith("base") for r in type(method).roles) else None
-    made = transform_tensors(method, base, [dict(s) for s in _specialists()], Context(step="demo"))
+    base = dict(_base()) if any(r.startswith(("base", "model")) for r in type(method).roles) else None
+    ctx = Context(step="demo", roles={"key": Secret(b"the demo's own key")} if "key" in type(method).roles else {})
+    if asks(method):
+        subjects = [tiny.subject(name, _host(s)) for name, s in zip(TASKS, _specialists(), strict=True)]
+        ctx = ctx.with_(roles={"subjects": subjects, "data": [_data(name) for name in TASKS]})
+    experts = [dict(s) for s in _specialists()][: method.takes]
+    made = transform_tensors(method, base, experts, ctx, _host().config.to_dict())
     change = torch.cat([(made[n] - t).flatten() for n, t in _base().items()])
     rows = {f"held-out nats, {name}": _nll(_host(made), name) for name in TASKS}
     for name, expert in zip(TASKS, _specialists(), strict=True):
