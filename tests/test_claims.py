@@ -34,10 +34,10 @@ def verdict(claim, diffs):
         ("within", [0.9, 1.0, 1.1, 1.0], "fails"),
         ("within", [-0.9, -1.0, -1.1, -1.0], "fails"),
         ("within", [0.5, 0.3, 0.6, 0.1], "inconclusive"),
-        ("above", [0.5], "holds"),
-        ("above", [0.4999], "fails"),
-        ("within", [0.5, 0.5], "holds"),
-        ("within", [0.6, 0.6], "fails"),
+        ("above", [0.5] * 5, "holds"),
+        ("above", [0.4999] * 5, "fails"),
+        ("within", [0.5] * 5, "holds"),
+        ("within", [0.6] * 5, "fails"),
     ],
 )
 def test_the_rule(relation, diffs, word):
@@ -76,7 +76,8 @@ def test_the_table_corrects_for_its_length():
 
     def record(id_, p, mean=1.0):
         contrast = {"control": "control", "mean": mean, "low": 0.1, "high": 2.0, "p": p}
-        return {"id": id_, "relation": "above", "effect": 0.5, "contrasts": [contrast], "reason": ""}
+        said = {"id": id_, "relation": "above", "effect": 0.5, "needed": 5, "seeds": [0, 1, 2, 3, 4], "reason": ""}
+        return {**said, "contrasts": [contrast]}
 
     alone = record("toy.one", 0.03)
     assert _judge.judge_table([alone])[0]["verdict"] == "holds"
@@ -86,6 +87,23 @@ def test_the_table_corrects_for_its_length():
     assert crowd[0]["adjusted_p"] > 0.05
     exact = record("toy.exact", None)
     assert _judge.judge_table([exact, *noise])[0]["verdict"] == "holds"
+
+
+@pytest.mark.parametrize(
+    ("needed", "seeds", "p", "word", "short"),
+    [
+        (5, 5, None, "holds", ""),  # the same to the bit at every seed: nothing is random
+        (5, 2, None, "inconclusive", "2 of 5 seeds"),
+        (5, 4, 0.001, "inconclusive", "4 of 5 seeds"),
+        (1, 1, None, "inconclusive", "1 seeds agree, which may be chance: 5 are needed"),
+        (3, 3, 0.001, "holds", ""),
+    ],
+)
+def test_too_few_seeds_make_no_verdict(needed, seeds, p, word, short):
+    contrast = {"control": "control", "mean": 0.75, "low": 0.75, "high": 0.75, "p": p}
+    record = {"id": "toy.one", "relation": "above", "effect": 0.5, "reason": "", "contrasts": [contrast]}
+    (judged,) = _judge.judge_table([{**record, "needed": needed, "seeds": list(range(seeds))}])
+    assert (judged["verdict"], judged["short"]) == (word, short)
 
 
 @pytest.fixture
@@ -111,7 +129,7 @@ def _far(seed, ctx):
 def test_reproduce_writes_and_keeps(written, tmp_path):
     first = reproduce(["toy.one"], tmp_path / "docs")
     assert [(r["id"], r["verdict"], r["seeds"], r["cost"]) for r in first] == [
-        ("toy.one", "holds", [0, 1, 2], {"steps": 15.0})
+        ("toy.one", "holds", [0, 1, 2], {"steps": 5.0})
     ]
     reproduce(None, tmp_path / "docs")
     far = reproduce(["toy.far"], tmp_path / "docs")
@@ -120,7 +138,7 @@ def test_reproduce_writes_and_keeps(written, tmp_path):
     assert [(r["id"], r["verdict"]) for r in stored] == [("toy.far", "out of reach"), ("toy.one", "holds")]
     page = (tmp_path / "docs" / "verdicts.md").read_text()
     assert "2 claims: 1 holds, 0 fails, 0 inconclusive, 1 out of reach." in page
-    assert "needs a model of 7B parameters" in page
+    assert "needs a model of 7B parameters" in page and "| 3 seeds, each 5 steps, 20" in page
     assert "+1.01 [+0.985, +1.03] nats against chance (at least 0.5)" in page
     assert not list((tmp_path / "docs").glob("*.part*"))
 
@@ -134,10 +152,15 @@ def test_a_verdict_of_an_earlier_source_is_marked(written, tmp_path):
     assert ["earlier source" in line for line in page if "`toy." in line] == [False, True]
 
 
-def test_reproduce_on_unseen_seeds(written, tmp_path):
-    (record,) = reproduce(["toy.one"], tmp_path, seeds=[7, 9])
-    assert record["seeds"] == [7, 9]
-    assert record["observations"]["9"]["method"] == pytest.approx(2.09)
+def test_unseen_seeds_alone_are_no_verdict(written, tmp_path):
+    (record,) = reproduce(["toy.one"], tmp_path, seeds=[7, 9, 8])
+    assert (record["verdict"], record["seeds"], record["short"]) == ("inconclusive", [], "0 of 3 seeds")
+    assert (record["unseen"]["verdict"], record["unseen"]["seeds"]) == ("holds", [7, 8, 9])
+    assert record["unseen"]["observations"]["9"]["method"] == pytest.approx(2.09)
+    page = (tmp_path / "verdicts.md").read_text()
+    assert "**inconclusive** | 0 of 3 seeds; on unseen seeds **holds**: +1.08 [" in page
+    (own,) = reproduce(["toy.one"], tmp_path)
+    assert (own["verdict"], own["seeds"], own["unseen"]["seeds"]) == ("holds", [0, 1, 2], [7, 8, 9])
 
 
 def test_unseen_seeds_stand_beside_the_verdict(written, tmp_path):
@@ -145,10 +168,57 @@ def test_unseen_seeds_stand_beside_the_verdict(written, tmp_path):
     written["toy.one"] = make(lambda seed, ctx: {"method": 1.0 - 0.01 * seed, "control": 1.0}, seeds=3)
     (record,) = reproduce(["toy.one"], tmp_path, seeds=[7, 9])
     assert (record["verdict"], record["seeds"]) == ("holds", [0, 1, 2])
-    assert (record["unseen"]["verdict"], record["unseen"]["seeds"]) == ("fails", [7, 9])
+    assert (record["unseen"]["verdict"], record["unseen"]["short"]) == ("inconclusive", "2 of 3 seeds")
+    (record,) = reproduce(["toy.one"], tmp_path, seeds=[8])
+    assert (record["unseen"]["verdict"], record["unseen"]["seeds"]) == ("fails", [7, 8, 9])
     assert "on unseen seeds **fails**: -0.08 [" in (tmp_path / "verdicts.md").read_text()
-    (again,) = reproduce(["toy.one"], tmp_path)
-    assert "unseen" not in again and again["verdict"] == "fails"
+
+
+def test_unseen_seeds_do_not_replace_a_verdict_of_earlier_code(written, tmp_path):
+    reproduce(["toy.one"], tmp_path)
+    reproduce(["toy.one"], tmp_path, seeds=[7, 8, 9])
+    (tmp_path / "claims" / "toy_one.py").write_text("CLAIM = 1\n")
+    assert reproduce(["toy.one"], tmp_path, seeds=[11, 12]) == [], "three unseen seeds stand"
+    (record,) = _reproduce.read(tmp_path)
+    assert (record["verdict"], record["seeds"], record["unseen"]["seeds"]) == ("holds", [0, 1, 2], [7, 8, 9])
+    assert (tmp_path / "verdicts.md").read_text().count("of an earlier source") == 0, "the page is as it was"
+    (record,) = reproduce(["toy.one"], tmp_path, seeds=[13])
+    assert (record["verdict"], record["unseen"]["seeds"]) == ("holds", [11, 12, 13]) and _reproduce.is_stale(record)
+    assert (tmp_path / "verdicts.md").read_text().count("of an earlier source") == 1
+
+
+def test_unseen_seeds_leave_the_kept_ones_of_the_claim(written, tmp_path):
+    done = []
+
+    def run(seed, ctx):
+        if seed == 2 and len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(seed)
+        return {"method": 2.0 + seed, "control": 1.0}
+
+    written["toy.one"] = make(run, seeds=3)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce(["toy.one"], tmp_path)
+    reproduce(["toy.one"], tmp_path, seeds=[7, 8, 9])
+    reproduce(["toy.one"], tmp_path)
+    assert done == [0, 1, 7, 8, 9, 2] and not (tmp_path / "verdicts.partial.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("seeds", "says"), [([2, 7, 0], "0, 2 are not unseen: 0 to 2 are the claim's own"), ([7, 8, 7], "7 twice")]
+)
+def test_seeds_are_unseen_and_given_once(written, tmp_path, seeds, says):
+    with pytest.raises(LuthierError, match=says):
+        reproduce(["toy.one"], tmp_path, seeds=seeds)
+
+
+def test_a_budget_runs_unseen_seeds_that_are_due(written, tmp_path):
+    reproduce(["toy.one"], tmp_path)
+    (record,) = reproduce(["toy.one"], tmp_path, seeds=[7, 8, 9], budget=100.0)
+    assert record["unseen"]["seeds"] == [7, 8, 9]
+    assert reproduce(["toy.one"], tmp_path, seeds=[7, 8, 9], budget=100.0) == []
+    (record,) = reproduce(["toy.one"], tmp_path, seeds=[10], budget=100.0)
+    assert record["unseen"]["seeds"] == [7, 8, 9, 10]
 
 
 def test_a_stopped_claim_goes_on_at_the_next_seed(written, tmp_path):
@@ -197,6 +267,7 @@ def test_a_budget_runs_what_is_due_shortest_first_and_says_what_is_left(written,
     rows = reproduce(["toy.far", "toy.one"], tmp_path, watch=events.append, budget=100.0)
     assert ran == ["one", "one"] and [r["id"] for r in rows] == ["toy.one"]
     assert events[-1] == {"kind": "left", "ids": ["toy.far"]}
+    assert [e["step"] for e in events if e["kind"] == "progress"] == ["toy.one"], "only what runs is announced"
     assert reproduce(["toy.one"], tmp_path, budget=100.0) == [] and ran == ["one", "one"], "its verdict is current"
     (tmp_path / "claims" / "toy_one.py").write_text("CLAIM = 1\n")
     reproduce(["toy.one"], tmp_path, budget=100.0)
@@ -214,7 +285,7 @@ def test_same_seed_same_randomness(written, tmp_path):
         return {"method": torch.rand(1, generator=ctx.rng("x")).item(), "control": 0.0}
 
     written["toy.one"] = make(run, effect=0.0)
-    first, again = (reproduce(["toy.one"], tmp_path, seeds=[0, 1]) for _ in range(2))
+    first, again = (reproduce(["toy.one"], tmp_path) for _ in range(2))
     assert first[0]["observations"] == again[0]["observations"]
     assert first[0]["observations"]["0"] != first[0]["observations"]["1"]
     assert not any(f.exists() for f in folders)

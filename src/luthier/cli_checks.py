@@ -68,7 +68,7 @@ def do_demo(args: argparse.Namespace) -> None:
 def options_reproduce(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", nargs="*", help="methods whose claims to run")
     parser.add_argument("--all", action="store_true", help="run every claim there is")
-    parser.add_argument("--seeds", type=int, nargs="+", help="other seeds than those of the claims")
+    parser.add_argument("--seeds", type=int, nargs="+", help="unseen seeds, beside the claims' own")
     parser.add_argument("--budget", help="run what has no current verdict as far as this time goes, such as 60m or 2h")
     parser.add_argument("--folder", type=Path, default=Path("docs"), help="where the verdicts are written (docs)")
 
@@ -86,9 +86,10 @@ def do_reproduce(args: argparse.Namespace) -> None:
     quiet()
     rows = reproduce(args.id or None, args.folder, args.seeds, watch=_say, budget=budget)
     for row in rows:
-        print(f"{row['id']}: {row['verdict']}")
+        shown, where = (row, "") if args.seeds is None else (row["unseen"], "on unseen seeds ")
+        print(f"{row['id']}: {where}{shown['verdict']}{' (' + shown['short'] + ')' if shown['short'] else ''}")
     if budget is not None and not rows:
-        print("every verdict is current, or the next one takes longer than the budget")
+        print("nothing is due, or the next one takes longer than the budget")
     print(args.folder / "verdicts.md")
 
 
@@ -105,5 +106,7 @@ def _seconds(text: str | None) -> float | None:
 def _say(event: Mapping[str, Any]) -> None:
     if event["kind"] == "progress" and event.get("what") == "claims":
         print(f"{event['step']} ({event['done'] + 1} of {event['total']}) ...", flush=True)
+    elif event["kind"] == "kept":
+        print(f"{event['step']}: unseen seeds of earlier code are more; {len(event['seeds'])} new ones wait for others")
     elif event["kind"] == "left":
         print(f"no time for {', '.join(event['ids'])}; call again to go on")

@@ -35,7 +35,7 @@ class Claim:
     """the method's value lies above or below the control's by `effect`, or within `effect` of it"""
     unit: str = ""
     seeds: int = 5
-    """how many paired seeds, from 0; 1 where nothing is random"""
+    """how many paired seeds, from 0: fewer give no verdict, and fewer than 5 none where they agree to the bit"""
     minutes: float = 1.0
     """about how long all seeds take on two cores"""
     source: str = ""

@@ -7,7 +7,8 @@ interval by the paired t distribution, against the effect e that was declared be
     within         holds if the interval lies inside [-e, e]; fails if it lies outside
 
 and `inconclusive` otherwise. Against several controls a claim holds if it holds against each, and fails
-if it fails against one. Where nothing varies over the seeds the mean is the interval. Over the whole
+if it fails against one. Fewer seeds than the claim declares give no verdict: it is inconclusive. Where
+at least five seeds agree to the bit nothing is random, and the mean is the interval. Over the whole
 table the Benjamini-Hochberg rule keeps the expected share of false ones among those that hold, and
 that a random draw could have made hold, at 5 %: a claim it does not let pass is inconclusive.
 """
@@ -24,13 +25,16 @@ from luthier.kit.stats import benjamini_hochberg, paired_t
 
 RATE = 0.05
 LEVEL = 0.95
+LEAST = 5
+"""seeds that must agree before their agreement is taken for more than chance"""
 
 
 def contrasts(claim: Claim, observations: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
     """One dict a control: its name, mean difference, interval, and the p-value of the claim's opposite.
 
     p is one-sided: of a mean difference of at most 0, or (`within`) of one beyond the bounds. It is
-    None where the seeds agree to the bit, so that there is nothing random to guard against.
+    None where the seeds agree to the bit, so that there is nothing random to guard against (`too_few` sees to it
+    that they are enough to say so).
     """
     names = [k for k in observations[0] if k.startswith("control")]
     if not names or any("method" not in o or any(n not in o for n in names) for o in observations):
@@ -84,16 +88,27 @@ def _word(relation: str, effect: float, c: Mapping[str, Any]) -> str:
     return "holds" if holds else "fails" if fails else "inconclusive"
 
 
+def too_few(r: Mapping[str, Any]) -> str:
+    """Why the seeds of a record do not make a verdict; empty if they do."""
+    seen, needed = len(r["seeds"]), r.get("needed", LEAST)
+    if seen < needed:
+        return f"{seen} of {needed} seeds"
+    alike = seen < LEAST and any(c["p"] is None for c in r["contrasts"])
+    return f"{seen} seeds agree, which may be chance: {LEAST} are needed" if alike else ""
+
+
 def judge_table(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records with their `verdict`, each judged with all others in view."""
-    ps = {r["id"]: _largest(r["contrasts"]) for r in records if not r.get("reason")}
+    """The records with their `verdict`, each judged with all others in view; `short` says what seeds are lacking."""
+    short = {r["id"]: "" if r.get("reason") else too_few(r) for r in records}
+    ps = {r["id"]: _largest(r["contrasts"]) for r in records if not (r.get("reason") or short[r["id"]])}
     noisy = [id_ for id_, p in ps.items() if p is not None]
     adjusted = dict(zip(noisy, benjamini_hochberg([ps[i] for i in noisy]), strict=True))  # type: ignore[misc]
     judged = []
     for r in records:
-        p = adjusted.get(r["id"])
-        word = "out of reach" if r.get("reason") else judge(r["relation"], r["effect"], r["contrasts"], p)
-        judged.append({**r, "adjusted_p": p, "verdict": word})
+        p, lacks = adjusted.get(r["id"]), short[r["id"]]
+        found = "inconclusive" if lacks else judge(r["relation"], r["effect"], r["contrasts"], p)
+        word = "out of reach" if r.get("reason") else found
+        judged.append({**r, "adjusted_p": p, "short": lacks, "verdict": word})
     return judged
 
 
