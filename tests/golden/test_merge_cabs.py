@@ -8,6 +8,7 @@ import torch
 from luthier.engine.pieces import CHUNK
 from luthier.engine.stream import transform_tensors
 from luthier.errors import LuthierError
+from luthier.flows import Piece
 from luthier.kit.context import Context
 from luthier.merge.cabs import STRETCH, Cabs
 
@@ -96,6 +97,14 @@ def test_schedules_by_depth_and_name():
     method = Cabs(density={"*": [0.0, 1.0], "lm_head*": 0.25}, block=4, scale=[3.0, 1.0], weights=({"*": 1.0},))
     made = [transform_tensors(method, base, experts, Context())[n].tolist() for n in names]
     assert made == [[0] * 4, [0, 0, 6, 8], [1, 2, 3, 4], [0, 0, 0, 4]]
+
+
+def test_some_experts_only():
+    """As a slice of layers may ask: the factor is the expert's own."""
+    first, second = torch.tensor([[4.0, 3.0, 2.0, 1.0], [1.0, 2.0, 3.0, 4.0]])
+    piece = Piece("w", "", (4,), None, 0, torch.zeros(4), (first, second), which=(0, 2))
+    method = Cabs(density=0.25, block=4, weights=(2.0, 5.0, 3.0))
+    assert method.partial and method.transform(piece, Context()).tolist() == [8, 0, 0, 12]
 
 
 def twin(changes, density, block, weights):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from luthier.engine.stream import transform_tensors
+from luthier.flows import Piece
 from luthier.kit.context import Context
 from luthier.merge.iso_c import IsoC
 
@@ -159,6 +160,13 @@ def test_common_may_be_as_small_as_it_likes():
     np.testing.assert_allclose(merged(IsoC(common=0.0), changes), twin(changes, 1, 2), atol=1e-5)
     changes = random((3, 4), 2)
     np.testing.assert_allclose(merged(IsoC(common=0.25), changes), twin(changes, 1, 1), atol=1e-5)
+
+
+def test_some_experts_only():
+    """As a slice of layers may ask: the others are not there."""
+    changes = random((6, 8), 2)
+    piece = Piece("w", "", (6, 8), None, 0, torch.zeros(6, 8), tuple(map(torch.tensor, changes)), which=(0, 2))
+    assert IsoC.partial and IsoC().transform(piece, Context()).tolist() == merged(IsoC(), changes)
 
 
 def test_schedules_by_depth_and_name():

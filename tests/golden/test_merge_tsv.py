@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from luthier.engine.stream import transform_tensors
+from luthier.flows import Piece
 from luthier.kit.context import Context
 from luthier.merge.tsv import Tsv
 
@@ -115,6 +116,13 @@ def test_share_says_how_many_directions():
         np.testing.assert_allclose(merged(Tsv(share=share), changes), twin(changes, count), atol=3e-6)
     assert not np.any(merged(Tsv(share=0.0), changes))
     np.testing.assert_allclose(merged(Tsv(), random((2, 5), 3)), merged(Tsv(share=0.5), random((2, 5), 3)), atol=1e-6)
+
+
+def test_some_experts_only():
+    """As a slice of layers may ask: the others are not there."""
+    changes = random((6, 8), 2)
+    piece = Piece("w", "", (6, 8), None, 0, torch.zeros(6, 8), tuple(map(torch.tensor, changes)), which=(0, 2))
+    assert Tsv.partial and Tsv().transform(piece, Context()).tolist() == merged(Tsv(), changes)
 
 
 def test_schedules_by_depth_and_name():

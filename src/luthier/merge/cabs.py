@@ -44,6 +44,7 @@ class Cabs(Transform):
     """one factor an expert within the sum; none means 1 each"""
 
     ordered = True
+    partial = True
     reduces_to = (
         Reduces({"density": 1.0}, "merge.task_arithmetic"),
         Reduces({"scale": 0.0}, "base"),

@@ -34,6 +34,7 @@ class IsoC(Transform):
     """share of the directions that come from the sum: 1 is Iso-C, the paper's Iso-CTS has 0.8"""
 
     granularity = "tensor"
+    partial = True
     reduces_to = Reduces({"scale": 0.0}, "base")
     departures = (
         "danielm1405/iso-merging d34010a, tanganke/fusion_bench b29d045: `iso_c` gives the mean singular value also to "

@@ -34,6 +34,7 @@ class Tsv(Transform):
     """share of its singular directions that each expert keeps; none means 1/T, the paper's"""
 
     granularity = "tensor"
+    partial = True
     reduces_to = (
         Reduces({}, "merge.task_arithmetic", given={"experts": 1}, tolerance=1e-6),
         Reduces({"scale": 0.0}, "base"),
