@@ -45,7 +45,7 @@ def merged(method, numbers, texts=("ab", "ab", "ab"), base=(0.0, 0.0)):
     models = [Scaled(*pair) for pair in numbers]
     roles = {
         "subjects": [tiny.TinySubject(str(i), m, Letters()) for i, m in enumerate(models)],
-        "data": [tiny.TinyData(str(i), [tiny.item(text=t)], ()) for i, t in zip(range(len(models)), texts, strict=False)],
+        "data": [tiny.TinyData(str(i), [tiny.item(text=texts[i])], ()) for i in range(len(models))],
     }  # fmt: skip
     tensors = [{n: p.detach().clone() for n, p in m.named_parameters()} for m in models]
     start = {n: torch.tensor([v]) for n, v in zip("xy", base, strict=True)}
