@@ -139,6 +139,30 @@ def test_ends():
     assert merged(ModelStock(), [0.0, 0.0], third) == pytest.approx([0.0, 0.0], abs=1e-6)
 
 
+def test_one_expert_is_given_back():
+    for fields in ({}, {"filter_wise": True}):
+        made = merged(ModelStock(**fields), BASE, experts(1), (2, 4))
+        assert made == pytest.approx(experts(1)[0], abs=1e-7)
+
+
+def test_the_angle_is_the_tensors_unless_asked_for_rows():
+    assert merged(ModelStock(), BASE, experts(3), (2, 4)) == pytest.approx(MERGEKIT[1][2], abs=1e-6)
+
+
+def test_near_the_singularity_t_is_large():
+    """1 + cos a = 2e-5: t is -1e5, and the mean change is half of sin a."""
+    far = math.acos(2e-5 - 1)
+    made = merged(ModelStock(), [0.0, 0.0], [[1.0, 0.0], [math.cos(far), math.sin(far)]])
+    assert made[1] == pytest.approx(-1e5 * math.sin(far) / 2, rel=0.01)
+
+
+def test_mean_angles_beyond_the_singularity():
+    """Two experts this way and two that: four angles of 180 degrees and two of 0, 120 in the mean; so t = 4 *
+    -1/2 / (1 - 3/2) = 4. No mean of cosines can be below -1/3."""
+    made = merged(ModelStock(average="angle"), [5.0, 5.0], [[7.0, 5.0], [6.0, 5.0], [4.0, 5.0], [4.0, 5.0]])
+    assert made == pytest.approx([6.0, 5.0], rel=1e-5)
+
+
 def test_wide_angles_lead_away():
     """At 120 degrees t = 2 * -1/2 / (1 - 1/2) = -2."""
     made = merged(ModelStock(), [0.0, 0.0], [[1.0, 0.0], [-0.5, math.sqrt(3) / 2]])

@@ -93,6 +93,17 @@ def test_threshold_is_of_the_cosine_in_magnitude(cosine):
     assert same == (abs(cosine) > 0.9)
 
 
+def test_a_cosine_at_the_threshold_is_not_above_it():
+    assert merged(Slerp(threshold=0.0), [1.0, 0.0], [0.0, 1.0]) == pytest.approx([math.sqrt(0.5)] * 2)
+
+
+def test_tiny_angles_are_angles():
+    """A cosine of 1 - 1e-11: at t = 100,000 the arc has turned by 0.447, and the line has gone straight on."""
+    far = 4.47e-6
+    made = merged(Slerp(t=1e5, threshold=1.0), [1.0, 0.0], [1.0, far])
+    assert made == pytest.approx([math.cos(1e5 * far), math.sin(1e5 * far)], abs=0.02)
+
+
 def twin(t, base, expert):
     """SLERP of lists of floats in doubles."""
     dot = math.fsum(a * b for a, b in zip(base, expert, strict=True))

@@ -53,9 +53,14 @@ def test_directions_by_hand():
     assert made[1] == pytest.approx([2 * weights[0] * 3, 2 * weights[1] * 4], rel=1e-6)
 
 
-def test_vectors_by_hand():
+def test_defaults_are_the_papers():
+    assert Widen() == Widen(above_average_ratio=1.0, calibration=1.0)
+
+
+@pytest.mark.parametrize("name", [VECTOR, EMBED])
+def test_vectors_by_hand(name):
     """Changes (3, 1) and (1, 1): 3 is above its mean of 2 and gets the calibration, entries at the mean do not."""
-    made = matrix(Widen(calibration=0.75), [1.0, 1.0], [4.0, 2.0], [2.0, 2.0], name=VECTOR)
+    made = matrix(Widen(calibration=0.75), [1.0, 1.0], [4.0, 2.0], [2.0, 2.0], name=name)
     softmax = 1 / (1 + math.exp(2))
     assert made == pytest.approx([1 + 0.75 * 3 + softmax, 1 + 0.5 + 0.5], rel=1e-6)
 

@@ -51,11 +51,11 @@ class ModelStock(Transform):
         """t by tensor name, unless each row has its own."""
         if self.filter_wise:
             return None
-        return {name: self._share(gram_EE) for name, gram_EE in grams(inputs, changes).items()}
+        count = len(inputs.experts)
+        return {name: self._share(gram_EE, count) for name, gram_EE in grams(inputs, changes).items()}
 
-    def _share(self, gram_EE: Tensor) -> Tensor:
-        """t from the inner products of the experts' changes, (..., E, E)."""
-        count = gram_EE.shape[-1]
+    def _share(self, gram_EE: Tensor, count: int) -> Tensor:
+        """t from the inner products of the changes of `count` experts, (..., E, E)."""
         if count == 1:
             return torch.ones_like(gram_EE[..., 0, 0])
         one_P, other_P = torch.triu_indices(count, count, 1, device=gram_EE.device)
@@ -67,7 +67,7 @@ class ModelStock(Transform):
     def transform(self, tensors: Piece, ctx: Ctx) -> Tensor:
         changes_RC = changes(tensors)
         if self.filter_wise:
-            share = self._share(gram(changes_RC)).unsqueeze(-1)
+            share = self._share(gram(changes_RC), len(changes_RC))[:, None]
         else:
             share = ctx.survey[tensors.name]
         total_RC = functools.reduce(torch.add, changes_RC)
