@@ -143,6 +143,8 @@ def test_equals_a_slow_twin(shape):
         own = round((short - int(short * common)) / 3)
         right = twin(changes, short - 3 * own, own)
         np.testing.assert_allclose(merged(IsoC(common=common), changes), right, atol=2e-5)
+    alone = twin(changes[:1], short - round(short / 2), round(short / 2))
+    np.testing.assert_allclose(merged(IsoC(common=0.5), changes[:1]), alone, atol=2e-5)
 
 
 def test_a_steep_spectrum_keeps_its_digits():

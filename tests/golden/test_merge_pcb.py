@@ -199,7 +199,31 @@ def test_released_code_breaks_on_an_expert_that_did_not_move():
     assert merged(Pcb(ratio=0.5), [first, [0.0] * 10]) == merged(Pcb(ratio=0.5), [first])
 
 
-def test_one_entry():
+def test_the_default_counts_a_tenth():
+    """Of a thousand: counting starts at the hundredth largest, at zero."""
+    row = [float(v) for v in range(1, 1001)]
+    assert [i for i, v in enumerate(merged(Pcb(), [row])) if v] == [*range(901, 1000)]
+
+
+def test_small_claims_are_divided_by_what_they_are():
+    """5e-6 claims some 1e-11 of what 1 does, alone: it stands. Below 1e-12 it fades, as released."""
+    made = merged(Pcb(ratio=1.0, clamp=0.0), [[1.0, 5e-6, 1e-7, 0.0]])
+    assert made[:2] == pytest.approx([1.0, 5e-6], rel=1e-5) and 0 < made[2] < 1e-9
+
+
+def test_streams_too_long_to_keep_find_the_same(monkeypatch):
+    """By histograms of bits, zeros and claims below zero among them."""
+    draw = random.Random(5)
+    changes = [[float(draw.randint(-3, 3)) for _ in range(400)] for _ in range(3)]
+    methods = [Pcb(ratio=r, inter=i, clamp=0.01) for r in (0.1, 0.5, 0.9) for i in ("sum", "pairs")]
+    plain = [merged(method, changes) for method in methods]
+    monkeypatch.setattr(select, "KEPT", 10)
+    assert [merged(method, changes) for method in methods] == plain
+
+
+def test_few_entries():
+    """The upper bound of two entries is the smaller one: both are clamped to it, as released."""
+    assert merged(Pcb(ratio=1.0), [[3.0, 1.0]]) == [1.0, 0.0]
     assert merged(Pcb(ratio=1.0), [[2.0], [1.0]]) == [0.0]  # its claim is the least and the largest at once
 
 

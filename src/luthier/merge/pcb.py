@@ -71,7 +71,7 @@ class Pcb(Transform):
     def _tails(self, inputs: Any) -> list[tuple[float, float]]:
         """Between which magnitudes each expert is clamped."""
         count, experts = inputs.count, len(inputs.experts)
-        low, high = int(count * self.clamp), max(0, int(count * (1 - self.clamp) - 1))  # places in ascending order
+        low, high = int(count * self.clamp), int(count * (1 - self.clamp) - 1)  # places in ascending order
 
         def stream(sample: bool) -> Iterator[list[Tensor]]:
             return inputs.each(lambda piece: 2 * [c_N.abs_() for c_N in changes(piece)], sample=sample)
