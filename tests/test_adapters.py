@@ -114,14 +114,19 @@ def test_bytes_depend_on_nothing_else(folders, tmp_path):
     assert "dtype" not in json.loads((half / "adapter_config.json").read_text())
 
 
-def test_in_a_recipe(folders, tmp_path, capsys):
+@pytest.mark.parametrize("use", ["linear", "task_arithmetic"])
+def test_in_a_recipe(folders, tmp_path, capsys, use):
     recipe = tmp_path / "r.yaml"
     names = ", ".join(str(f) for f in folders)
-    recipe.write_text(f"luthier: 1\nsteps:\n  sum: {{use: merge.linear, experts: [{names}]}}\n")
+    recipe.write_text(f"luthier: 1\nsteps:\n  sum: {{use: merge.{use}, experts: [{names}]}}\n")
     assert main(["merge", str(recipe), str(tmp_path / "out")]) == 0
-    made, every = factors(tmp_path / "out"), [factors(f) for f in folders]
-    torch.testing.assert_close(made[WEIGHT.format("B")], sum(e[WEIGHT.format("B")] for e in every) / 3)
+    made, every, count = factors(tmp_path / "out"), [factors(f) for f in folders], 3 if use == "linear" else 1
+    torch.testing.assert_close(made[WEIGHT.format("B")], sum(e[WEIGHT.format("B")] for e in every) / count)
     assert main(["plan", str(recipe)]) == 0 and "sum" in capsys.readouterr().out
+    recipe.write_text(recipe.read_text().replace(str(folders[1]), str(tmp_path / "base")))
+    assert main(["merge", str(recipe), str(tmp_path / "out")]) == 2
+    said = "is an adapter, and" if use == "linear" else "lacks 'base'"
+    assert said in capsys.readouterr().err
 
 
 def test_with_a_base_the_same_adapters_give_a_model(folders, tmp_path):

@@ -10,6 +10,7 @@ from luthier import catalogue
 from luthier import recipe_check as check
 from luthier.errors import LuthierError, unknown
 from luthier.fields import thaw
+from luthier.kit.paths import there
 from luthier.recipe_grid import Draft
 from luthier.recipe_roles import asked, paired, resolved
 from luthier.recipe_text import Marked
@@ -87,12 +88,19 @@ def build(marked: Marked, every: list[Draft], data: Mapping[str, Any], seed: int
     return _ordered(marked, {step.name: step for step in made})
 
 
+def _adapters(experts: Any) -> bool:
+    """Whether all are adapters, which merge into an adapter without a base."""
+    folders = [there(str(e)) for e in experts] if isinstance(experts, list) else []
+    return bool(folders) and all(f is not None and (f / "adapter_config.json").is_file() for f in folders)
+
+
 def _step(marked: Marked, draft: Draft, every: list[Draft], data: Mapping[str, Any], seed: int) -> Step:
     path, body, card = ("steps", draft.base), draft.body, draft.card
     roles, tune = check.roles_of(card), card.shape == "Tune"
     _known_keys(marked, draft, roles)
     for role in roles.values():
-        if not role.optional and body.get(role.name) in (None, []):
+        unneeded = role.optional or (role.name == "base" and _adapters(body.get("experts")))
+        if not unneeded and body.get(role.name) in (None, []):
             where = marked.where(*path, role.name) if role.name in body else marked.where(*path)
             raise LuthierError(f"step {draft.base!r} lacks {role.name!r}", where=where, do=f"{card.id} needs it")
     given = {n: resolved(marked, draft, r, every, data) for n, r in roles.items() if body.get(n) not in (None, [])}

@@ -65,6 +65,32 @@ case("adapter: NaN", lora(data=b"\xff" * 20), "NaN")
 case("adapter: whole numbers", lora(header={A: entry([1, 2], [0, 8], "I32"), B: entry([3, 1], [8, 20], "I32")}), "I32")
 
 
+def alone(here: Path, config=None, header=None, data=20):
+    """Two adapters without a base, the second bad."""
+    for name, changes in (("good", {}), ("bad", config or {})):
+        (here / name).mkdir()
+        (here / name / "adapter_config.json").write_text(json.dumps(PEFT | changes))
+        entries = PAIR if name == "good" or header is None else header
+        safetensors(here / name / "adapter_model.safetensors", entries, data=20 if name == "good" else data)
+    return merge(here, "luthier: 1\nsteps:\n  m: {use: merge.linear, experts: [./good, ./bad]}\n")
+
+
+case("adapters alone: whole and good", alone)
+for what, given, says in (
+    ("another alpha", {"config": {"lora_alpha": 2}}, "lora_alpha is 2"),
+    ("a rank that is a list", {"config": {"r": [1]}}, "r and lora_alpha"),
+    ("another base", {"config": {"base_model_name_or_path": "a/b"}}, None),
+    ("DoRA", {"config": {"use_dora": True}}, "use_dora"),
+    ("a pattern that is none", {"config": {"rank_pattern": {"(": 2}}}, "pattern"),
+    ("another shape", {"header": {A: entry([1, 2], [0, 8]), B: entry([2, 1], [8, 16])}, "data": 16}, "[2, 1]"),
+    ("only one half", {"header": {A: entry([1, 2], [0, 8])}, "data": 8}, "no such tensor"),
+    ("one tensor too many", {"header": PAIR | {A + "x": entry([0], [20, 20])}}, "in this model only"),
+    ("a name without the prefix", {"header": {"x.lora_A.weight": entry([5], [0, 20])}}, "does not begin"),
+    ("whole numbers", {"header": {A: entry([1, 2], [0, 8], "I32"), B: entry([3, 1], [8, 20], "I32")}}, "I32"),
+):  # fmt: skip
+    case(f"adapters alone: {what}", lambda here, given=given: alone(here, **given), *([says] if says else []))
+
+
 def pickled(here: Path):
     command = lora(header=False)(here)
     (here / "bad" / "adapter_model.bin").write_bytes(b"\x80\x04.")

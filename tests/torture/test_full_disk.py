@@ -116,6 +116,26 @@ def test_merging(home, disk, tmp_path, times, tell):
     tell(f"full disk, merge: {count} sizes, {broke} too small")
 
 
+@pytest.mark.parametrize("verb", ["export", "extract"])
+def test_converting(home, disk, tmp_path, verb):
+    """A file or folder in a model's place: the old one stands until the new one is whole."""
+    out = "out.gguf" if verb == "export" else "out"
+    inputs = {"export": [str(home / "base")], "extract": [str(home / "other"), str(home / "base")]}[verb]
+    more = {"export": ["--type", "f16"], "extract": []}[verb]
+    assert cli.main([verb, *inputs, str(tmp_path / out), *more]) == 0
+    new = sum(map(len, snapshot(tmp_path).values()))
+    broke = 0
+    for free in sizes(new, 5):
+        anew(disk)
+        leave(disk, free)
+        code, said, complaint = heard(lambda: cli.main([verb, *inputs, str(disk / out), *more]))
+        if code:
+            assert code == 2 and is_one_line(complaint, disk) and said == ""
+            assert {p.name for p in disk.iterdir()} == {"ballast"}
+        broke += code != 0
+    assert 0 < broke < 5
+
+
 class Attack:
     """A run over a finished run of another recipe, on a disk that fills up."""
 
