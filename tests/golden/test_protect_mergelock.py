@@ -141,6 +141,55 @@ def test_the_slow_twin_with_explicit_matrices():
             assert np.abs(locked[f"model.layers.{layer}.{name}"].numpy() - expected).max() < 1e-6, name
 
 
+def complex_matrix(numbers, width):
+    """The matrix that multiplies pair f, half layout over the first entries, by the f-th number."""
+    half, made = len(numbers), np.eye(width)
+    for f, z in enumerate(numbers):
+        made[f, f] = made[f + half, f + half] = z.real
+        made[f + half, f], made[f, f + half] = z.imag, -z.imag
+    return made
+
+
+def test_the_slow_twin_behind_a_qk_norm():
+    """Quarter turns: which pairs turn is the layer's, the sign a head's; the gains of turned pairs change places."""
+    model = model_of("qwen3")
+    weights = weights_of(model)
+    locked = lock(weights, model.config.to_dict(), parts=["qk"])
+    for layer in (0, 1):
+        stem, swap = f"model.layers.{layer}.self_attn", share(f"{layer} swap", 8) > 0.5
+        sign = np.sign(share(f"{layer} sign", 2, 8) - 0.5)
+        z = sign * np.where(swap, 1j, 1)
+        for part, heads in (("q", 4), ("k", 2)):
+            name = f"{stem}.{part}_proj.weight"
+            rows = weights[name].double().numpy().reshape(heads, 16, 32)
+            expected = np.stack([complex_matrix(z[i * 2 // heads], 16) @ head for i, head in enumerate(rows)])
+            assert np.abs(locked[name].numpy().reshape(heads, 16, 32) - expected).max() < 1e-6
+            gains = weights[f"{stem}.{part}_norm.weight"].numpy()
+            places = [i + 8 if swap[i] else i for i in range(8)] + [i if swap[i] else i + 8 for i in range(8)]
+            assert locked[f"{stem}.{part}_norm.weight"].tolist() == gains[places].tolist()
+
+
+def test_the_slow_twin_of_fused_and_partly_rotary_heads():
+    """GPT-NeoX: q, k, v of a head lie together, half of it turns, the rest takes any matrix; biases go along."""
+    model = model_of("gpt_neox")
+    weights = weights_of(model)
+    locked = lock(weights, model.config.to_dict(), parts=["qk"])
+    for layer in (0, 1):
+        stem = f"gpt_neox.layers.{layer}.attention.query_key_value"
+        z = spread(f"{layer} length", 4, 2) * np.exp(2j * np.pi * share(f"{layer} phase", 4, 2))
+        rest = turn_of(f"{layer} rest first", (4, 4, 4)) * spread(f"{layer} rest stretch", 4, 1, 4)
+        rest = rest @ turn_of(f"{layer} rest last", (4, 4, 4))
+        before, after = (
+            np.concatenate([w[f"{stem}.weight"].double().numpy(), w[f"{stem}.bias"].double().numpy()[:, None]], 1)
+            .reshape(4, 3, 8, 33) for w in (weights, locked)
+        )  # fmt: skip
+        for head in range(4):
+            keys, queries = complex_matrix(z[head], 8), complex_matrix(1 / z[head].conj(), 8)
+            keys[4:, 4:], queries[4:, 4:] = rest[head], np.linalg.inv(rest[head]).T
+            for part, matrix in enumerate((queries, keys, np.eye(8))):
+                assert np.abs(after[head, part] - matrix @ before[head, part]).max() < 2e-6
+
+
 @pytest.mark.parametrize("kind", ["general", "orthogonal", "diagonal"])
 def test_published_matrices_on_queries_and_keys_break_rotary_models(kind):
     """arXiv 2509.01548 (general), 2511.10712 (orthogonal) and 2503.07661 (diagonal) are exact without rotary

@@ -66,6 +66,15 @@ def test_every_part_alone(name, part):
     assert distance(others, expert) > 5 * change
 
 
+@pytest.mark.parametrize("fields", [{"match": False}, {"parts": ["qk", "vo", "mlp"]}])
+def test_heads_stay_where_nobody_looks_for_them(fields):
+    """What lies at another place than in the base is no turn of what lies there, and is left."""
+    _, base, expert, config = setting("llama")
+    locked = lock(expert, config, parts=["heads"])
+    back = restore(base, locked, config, **fields)
+    assert all(torch.equal(back[n], locked[n]) for n in locked)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("change", [0.005, 0.05])
 def test_an_expert_that_is_not_locked_stays(name, change):
@@ -213,3 +222,88 @@ def test_many_units_are_compared_in_blocks():
     rows = torch.randn(2500, 24, generator=generator)
     order = torch.randperm(2500, generator=generator)
     assert torch.equal(assigned(lambda block: cosines(rows[block], rows[order]), 2500), order.argsort())
+
+
+def one_head(rows, inputs=4, **fields):
+    """One head of two rows, k and v alike, restored against the base [1 0 0 ..], [0 1 0 ..]; fields: of Restore.
+
+    rows: the expert's.  Gives its four projections afterwards, and what they were.
+    """
+    base_HX, noise = torch.eye(2, inputs), torch.arange(2.0 * inputs).view(2, inputs)
+    stem = "model.layers.0.self_attn"
+    gains = fields.pop("gains", {})
+    base = {f"{stem}.{p}_proj.weight": t for p, t in zip("qkvo", (noise, base_HX, base_HX, noise.T), strict=True)}
+    expert = dict(base) | {f"{stem}.{p}_proj.weight": torch.tensor(rows) for p in "kv"}
+    both = {f"{stem}.{p}.weight": torch.tensor(g) for p, g in gains.items()}
+    config = {"model_type": "qwen3" if gains else "llama", "num_attention_heads": 1}
+    back = restore(base | both, expert | both, config, **fields)
+    short = lambda w: {n.split(".")[4][0]: t for n, t in w.items() if "proj" in n}  # noqa: E731
+    return short(back), short(expert)
+
+
+def quarter(noise):
+    """Rows a quarter turn from the base's, and what the expert learnt, of this squared length."""
+    return [[0.0, -1.0, noise**0.5, 0.0], [1.0, 0.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("part", "rows", "turned", "fields"),
+    [
+        # squared distance 4 + n before, n after; one fits `free` of 4 inputs: (4 + n) (4 - free) > gain 4 n
+        ("v", quarter(1.3), True, {}),  # a matrix is free in 2 of 4 inputs: n < 4/3
+        ("v", quarter(1.4), False, {}),
+        ("v", quarter(2.3), True, {"fit": "procrustes"}),  # a turn in 1 of 4: n < 2.4
+        ("v", quarter(2.6), False, {"fit": "procrustes"}),
+        ("k", quarter(2.3), True, {}),  # a complex number in 1 of 4
+        ("k", quarter(2.6), False, {}),
+        ("k", quarter(3.9), True, {"gains": {"q_norm": [1.0, 2.0], "k_norm": [3.0, 4.0]}}),  # a quarter turn in none
+        ("k", quarter(4.1), False, {"gains": {"q_norm": [1.0, 2.0], "k_norm": [3.0, 4.0]}}),
+        ("k", quarter(2.3), False, {"gain": 2.2}),
+        ("v", quarter(1.3), False, {"gain": 2.2}),
+    ],
+)
+def test_the_gain_by_hand(part, rows, turned, fields):
+    back, expert = one_head(rows, parts=["vo"] if part == "v" else ["qk"], **fields)
+    other, reader = ("v", "o") if part == "k" else ("k", "q")
+    assert torch.equal(back[other], expert[other]) and torch.equal(back[reader], expert[reader])
+    if not turned:
+        assert all(torch.equal(back[p], expert[p]) for p in "qkvo")
+        return
+    learnt = rows[0][2]
+    expected = torch.tensor([[1.0, 0, 0, 0], [0, 1, -learnt, 0]])
+    assert torch.allclose(back[part], expected, atol=1e-6)
+    q, k = back["q"], back["k"]
+    assert torch.allclose(q.T @ k, expert["q"].T @ expert["k"], atol=1e-5), "scores stay"
+    assert torch.allclose(back["o"] @ back["v"], expert["o"] @ expert["v"], atol=1e-5), "what is read stays"
+    assert not torch.equal(back["q" if part == "k" else "o"], expert["q" if part == "k" else "o"])
+
+
+def test_as_many_rows_as_inputs_say_nothing():
+    """A square of numbers fits any other: it would make every expert the base."""
+    back, expert = one_head([[0.0, 3.0], [5.0, 1.0]], inputs=2, parts=["vo"])
+    assert torch.equal(back["v"], expert["v"])
+
+
+@pytest.mark.parametrize(("length", "z"), [(0.5, 0.5), (2.0, 2.0), (0.4, 0.4)])
+def test_lengths_of_keys_by_hand(length, z):
+    back, expert = one_head([[length, 0.0, 0.01, 0.0], [0.0, length, 0.0, 0.0]], parts=["qk"])
+    assert torch.allclose(back["k"], torch.tensor([[1.0, 0, 0.01 / z, 0], [0, 1, 0, 0]]), atol=1e-6)
+    assert torch.allclose(back["q"], expert["q"] * z)
+    turns, _ = one_head([[0.0, -length, 0.0, 0.0], [length, 0.0, 0.0, 0.0]], parts=["qk"], fit="procrustes")
+    assert torch.allclose(turns["k"], length * torch.eye(2, 4), atol=1e-6)
+
+
+def test_factors_of_units_by_hand():
+    """Up doubled, down halved and changed by m: the distance falls from 1.25 + m² to 4 m², by 1.5 where m is 1/2."""
+    stem = "model.layers.0.mlp"
+    base = {f"{stem}.gate_proj.weight": torch.tensor([[0.0, 1]]), f"{stem}.up_proj.weight": torch.tensor([[1.0, 0]]),
+            f"{stem}.down_proj.weight": torch.tensor([[1.0], [0]])}  # fmt: skip
+    for m, gain, turned in ((0.5, 1.5, False), (0.5, 1.49, True), (0.39, 2.0, True), (0.43, 2.0, False),
+                            (0.39, None, True), (0.43, None, False)):  # fmt: skip
+        expert = {**base, f"{stem}.up_proj.weight": torch.tensor([[2.0, 0]]),
+                  f"{stem}.down_proj.weight": torch.tensor([[0.5], [m]])}  # fmt: skip
+        fields = {} if gain is None else {"gain": gain}
+        back = restore(base, expert, {"model_type": "llama"}, parts=["mlp"], **fields)
+        up = back[f"{stem}.up_proj.weight"].tolist()
+        assert up == ([[1.0, 0.0]] if turned else [[2.0, 0.0]]), (m, gain)
+        assert torch.allclose(back[f"{stem}.down_proj.weight"][1], torch.tensor([2 * m if turned else m]))
