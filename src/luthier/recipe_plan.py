@@ -217,9 +217,9 @@ class _Planning:
             if not len(self.inputs.data[name].train):
                 raise LuthierError(f"data {name!r} has no training items", do="give its split a train count")
         experts = len(step.roles["experts"])
-        tokens = [
-            min(method.examples, len(self.inputs.data[n].train)) * self._length(n, method.max_length) for n in names
-        ]
+        most, length = getattr(method, "examples", None), getattr(method, "max_length", None) or 512
+        items = [min(most or len(self.inputs.data[n].train), len(self.inputs.data[n].train)) for n in names]
+        tokens = [count * self._length(n, length) for count, n in zip(items, names, strict=True)]
         flops = 2.0 * size.params * statistics.fmean(tokens) * method.passes(experts) * experts
         return flops, int(4 * size.params * method.kept * experts), 4 * size.params
 
