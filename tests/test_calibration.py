@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import ClassVar
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from luthier.engine.stream import run_transform, transform_tensors
 from luthier.errors import LuthierError
 from luthier.kit.context import Context
 from luthier.merge.fisher import Fisher
+from luthier.shapes import Transform
 from luthier.testing import tiny
 
 GOLD = Fisher(examples=3, labels="gold", max_length=24)
@@ -91,6 +93,45 @@ def test_one_source_for_each_or_one_for_all(home, tmp_path):
         transform_tensors(GOLD, None, [{"w": torch.ones(1)}], Context(roles={"data": data("x")}))
 
 
+class Looks(Transform):
+    """Gives the base back, and remembers what it was shown."""
+
+    roles = ("base", "experts*", "data*")
+    seen: ClassVar[list] = []
+
+    def survey(self, inputs, ctx):
+        for subject in (ctx.role("base"), *ctx.role("subjects")):
+            with subject.open() as (model, tokenizer):
+                kind = {p.dtype for p in model.parameters()}
+                self.seen.append((subject.name, model.training, kind, tokenizer("a b")["input_ids"] != []))
+        self.seen.append([source.name for source in ctx.role("data")])
+
+    def transform(self, tensors, ctx):
+        assert ctx.scratch.is_dir()
+        return tensors.base
+
+
+def test_what_a_method_finds(tmp_path):
+    """The base and the experts in eval mode and in fp32, with tokenizers; a source for each expert."""
+    base = tiny.checkpoint(tmp_path / "base", dtype=torch.bfloat16)
+    tiny.expert_of(base, 1, tmp_path / "one")
+    Looks.seen.clear()
+    made = merged(tmp_path / "out", Looks(), base, [tmp_path / "one", base], data("x"))
+    shown = [(name, False, {torch.float32}, True) for name in ("base", "one", "base")]
+    assert Looks.seen == [*shown, ["x", "x"]]
+    assert all(torch.equal(t, made[n]) for n, t in load_file(base / "model.safetensors").items())
+
+
+def test_slices_and_other_vocabularies_are_refused(home, tmp_path):
+    """The statistics are of the models as they are on disk, not as a layout would have them."""
+    from luthier.engine.layout import Layout
+    from luthier.engine.stream import plan_transform
+
+    opened = Checkpoint.open(home / "base")
+    with pytest.raises(LuthierError, match="merge.fisher: looks at the models as they are; merge without slices"):
+        plan_transform(Fisher(), opened, [opened], layout=Layout(tokenizer="base"))
+
+
 class Broken:
     """Data that end with an error after the first items."""
 
@@ -119,7 +160,7 @@ def test_memory_is_freed_between_experts(home, tmp_path, monkeypatch):
     alive, real = [], subject.load
 
     def load(source):
-        alive.append(sum(isinstance(o, LlamaForCausalLM) for o in gc.get_objects()))
+        alive.append(sum(type(o) is LlamaForCausalLM for o in gc.get_objects()))
         return real(source)
 
     monkeypatch.setattr(subject, "load", load)
