@@ -2,10 +2,11 @@
 
 import pytest
 
-from luthier.catalogue import cards
+from luthier.catalogue import cards, load
 from luthier.cli import main
 from luthier.testing import demo
 
+LENGTH = demo.STEPS
 ONE_A_SHAPE = ("block.moe", "objective.next_token", "optim.adamw", "tune.random", "merge.ties", "decode.sample",
                "eval.perplexity")  # fmt: skip
 
@@ -13,7 +14,7 @@ ONE_A_SHAPE = ("block.moe", "objective.next_token", "optim.adamw", "tune.random"
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     monkeypatch.setattr(demo, "STEPS", 8)
-    for made in (demo._base, demo._specialists):
+    for made in (demo._base, demo._specialists, demo._answering, demo._filling):
         made.cache_clear()
 
 
@@ -37,6 +38,29 @@ def test_every_method_has_two_sides():
     for id_ in cards():
         method, other, name = demo.sides(id_)
         assert name and (other.id == id_ or other.id == name)
+
+
+def test_the_columns_differ_or_say_why_not():
+    """At the length that a user sees, so that a reset lies within it."""
+    for id_ in cards():
+        method, other, name = demo.sides(id_)
+        assert (method == other) == name.startswith("the same again"), id_
+    assert demo.sides("optim.stable_spam")[0].reset < LENGTH / 2
+    assert demo.sides("sos.certify")[2] == "basis: full"
+
+
+def test_a_measure_asks_a_trained_model_in_the_form_it_knows(monkeypatch):
+    monkeypatch.setattr(demo, "STEPS", 40)
+    rows = demo._measure(load("eval.perplexity"))
+    random, trained = ([float(v.split()[1]) for k, v in rows.items() if k.startswith(w)] for w in ("random", "trained"))
+    assert len(random) == len(trained) == 4 and max(trained) < min(random) - 1
+
+
+def test_prophet_fires(monkeypatch):
+    monkeypatch.setattr(demo, "STEPS", LENGTH)
+    method, other, _ = demo.sides("decode.prophet")
+    early, late = (int(demo._decode(m)["forward passes"]) for m in (method, other))
+    assert early < late == 16
 
 
 def test_the_command(capsys):

@@ -2,7 +2,7 @@
 
 Trainings are of a Llama or decoder of two layers on texts about two numbers, byte by byte; both columns see the
 same rows and take the same steps. The right column is the method itself with the fields that reduce it, which
-the contract suite holds equal to the known method.
+the contract suite holds equal to the known method; where it equals that as it comes, another setting of its own.
 """
 
 from __future__ import annotations
@@ -40,6 +40,16 @@ PROBLEMS = ("x^2 - 2*x*y + y^2 + 1/3", "x^4*y^2 + x^2*y^4 - 3*x^2*y^2 + 1", "(x 
 TASKS: dict[str, Callable[[int, int], str]] = {
     "sums": lambda a, b: f"{a} + {b} = {a + b}", "orders": lambda a, b: f"{a} or {b}: more is {max(a, b)}",
 }  # fmt: skip
+SHOWN: Mapping[str, dict[str, Any]] = {
+    "decode.prophet": {"thresholds": [2.0, 0.5, 0.3]}, "optim.stable_spam": {"reset": 50},
+}  # fmt: skip
+"""Fields that differ from the defaults, which at this size would do nothing."""
+BESIDE: Mapping[str, dict[str, Any]] = {
+    "block.attention": {"kv_heads": 1}, "block.dense": {"gated": False}, "decode.sample": {"temperature": 1.0},
+    "eval.compare": {"interval": "signflip"}, "merge.linear": {"weights": [0.8, 0.2]},
+    "sos.certify": {"basis": "full"}, "tune.full": {"targets": ["norm*"]},
+}  # fmt: skip
+"""The right column of methods that equal what they reduce to as they come."""
 
 
 @dataclass(frozen=True)
@@ -58,28 +68,42 @@ def demo(id_: str) -> Demo:
     work: Callable[[Any], Rows] | None = next((w for shape, w in shown.items() if isinstance(method, shape)), None)
     if work is None:
         raise LuthierError(f"a {type(method).__mro__[1].__name__} has no demo", where=id_)
-    if isinstance(method, (Tune, Transform, Decode, Measure)):
+    if isinstance(method, (Tune, Transform, Decode)):
         _base()
+    if isinstance(method, Measure):
+        _answering()
     if isinstance(method, Transform):
         _specialists()
     made = [_timed(work, one) for one in (method, other)]
     labels = list(dict.fromkeys([*made[0], *made[1]]))
-    return Demo((id_, name), tuple((label, made[0].get(label, ""), made[1].get(label, "")) for label in labels))
+    chosen = f" ({_fields(SHOWN[id_])})" if id_ in SHOWN else ""
+    return Demo(
+        (id_ + chosen, name), tuple((label, made[0].get(label, ""), made[1].get(label, "")) for label in labels)
+    )
 
 
 def sides(id_: str) -> tuple[Any, Any, str]:
-    """The method as it comes, the method reduced, and a name for the latter."""
+    """The method as it comes (or as SHOWN), the method reduced, and a name for the latter."""
     cls = find(id_)
-    method = variants(cls)[0]
+    method = variants(cls)[0].replace(**SHOWN.get(id_, {}))
     for reduction in reductions(cls):
         other = method.replace(**reduction.fields)
         if other != method:
-            fields = ", ".join(f"{k}: {v}" for k, v in reduction.fields.items())
-            return method, other, f"{fields} ({reduction.to})"
+            return method, other, f"{_fields(reduction.fields)} ({reduction.to})"
+    if id_ in BESIDE:
+        return method, method.replace(**BESIDE[id_]), _fields(BESIDE[id_])
     known = next((r.to for r in reductions(cls) if r.to in cards()), None)
     if known is None:
-        return method, method, f"{reductions(cls)[0].to}, which it equals as it comes"
+        return (
+            method,
+            method,
+            f"the same again: it equals {reductions(cls)[0].to} as it comes, at any setting shown here",
+        )
     return method, load(known), known
+
+
+def _fields(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k}: {v}" for k, v in values.items())
 
 
 def _timed(work: Callable[[Any], Rows], method: Any) -> Rows:
@@ -97,11 +121,12 @@ def _data(name: str) -> tiny.TinyData:
 
 
 def _trained(model: Any, objective: Any = "objective.next_token", optim: Any = "optim.adamw", tune: Any = "tune.full",
-             data: str = "sums", steps: int = STEPS) -> TrainResult:  # fmt: skip
+             data: str | tiny.TinyData = "sums", steps: int | None = None, chat: bool = True) -> TrainResult:  # fmt: skip
+    data = _data(data) if isinstance(data, str) else data
     how, down, by = (load(m) if isinstance(m, str) else m for m in (tune, objective, optim))
-    spec = TrainSpec(steps=steps, batch=BATCH, lr=RATE, max_length=LENGTH, warmup=0.1, dtype="fp32")
+    spec = TrainSpec(steps=steps or STEPS, batch=BATCH, lr=RATE, max_length=LENGTH, warmup=0.1, dtype="fp32")
     with tempfile.TemporaryDirectory() as folder:
-        return train(model, tiny.tokenizer(), _data(data), how, down, by, spec, Context(step="demo"), Path(folder))
+        return train(model, tiny.tokenizer(chat), data, how, down, by, spec, Context(step="demo"), Path(folder))
 
 
 def _curve(result: TrainResult) -> Rows:
@@ -195,9 +220,15 @@ def _transform(method: Transform) -> Rows:
             "entries moved": f"{(change != 0).float().mean().item():.1%}"}  # fmt: skip
 
 
+@cache
+def _filling(needs: tuple[str, ...]) -> Any:
+    """A model that has learned to fill masks."""
+    return _trained(tiny.host(needs), objective="objective.masked_diffusion").model
+
+
 def _decode(method: Decode) -> Rows:
-    short, needs = limited(method, 16), getattr(method, "needs", ())
-    model = _trained(tiny.host(needs), objective="objective.masked_diffusion").model if needs else _host()
+    short, needs = limited(method, 16), tuple(getattr(method, "needs", ()))
+    model = _filling(needs) if needs else _host()
     prompts = [str(item.text).rsplit(" ", 1)[0] for item in _data("sums").test[:4]]
     decoding = short.steps([(model.eval(), tiny.tokenizer())], prompts, Context(step="demo"))
     for _ in decoding:
@@ -207,12 +238,25 @@ def _decode(method: Decode) -> Rows:
     return {**rows, "forward passes": f"{trace.forwards}", "bytes of cache": f"{trace.cache_bytes:,}"}
 
 
+@cache
+def _asked() -> tiny.TinyData:
+    """The sums as questions and answers, which is how a Measure shows them to a model."""
+    cut = ([str(item.text).rsplit(" ", 1) for item in items] for items in (_data("sums").train, _data("sums").test[:4]))
+    train, test = ([tiny.item(prompt=prompt, answer=answer) for prompt, answer in side] for side in cut)
+    return tiny.TinyData("sums", train, test, scored=True)
+
+
+@cache
+def _answering() -> Mapping[str, torch.Tensor]:
+    """Weights of a model trained on questions in the form in which it is asked."""
+    return _trained(tiny.llama(), data=_asked(), chat=False).model.state_dict()
+
+
 def _measure(method: Measure) -> Rows:
     plain = tiny.tokenizer(chat=False)
-    subjects = [tiny.TinySubject("random", tiny.llama(), plain), tiny.TinySubject("trained", _host(), plain)]
-    cut = [str(item.text).rsplit(" ", 1) for item in _data("sums").test[:4]]
-    items = [tiny.item(prompt=prompt, answer=answer) for prompt, answer in cut]
-    data: Any = tiny.TinyData("sums", (), items, scored=True)
+    trained = tiny.TinySubject("trained", _host(_answering()), plain)
+    subjects = [tiny.TinySubject("random", tiny.llama(), plain), trained]
+    data: Any = _asked()
     table: Table = method.measure(subjects, [data], Context(step="demo"))
     rows: Rows = {}
     for row in table.dicts()[:24]:
