@@ -85,6 +85,12 @@ def test_shares_are_rounded_down():
     assert merged(Breadcrumbs(density=0.16, scope="tensor"), [0.0] * 6, [[1.0, 2, 3, 4, 5, 6]]) == [0.0] * 6
 
 
+def test_nothing_stays():
+    for scope in ("row", "tensor"):
+        for gamma in (0.0, 0.5, 1.0):
+            assert hand(Breadcrumbs(density=0.0, gamma=gamma, scope=scope)) == sum(BASE, [])
+
+
 # rezazzr/breadcrumbs f89fc66, `TaskVectorMiddleKeep` on the changes above with top_k_keep, top_k_remove, and
 # `apply_to` with a scaling coefficient: the matrix, and its second row as a vector.
 PAPERS = [

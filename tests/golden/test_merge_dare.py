@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from luthier.engine.pieces import CHUNK
+from luthier.engine.pieces import CHUNK, Inputs, Memory
+from luthier.engine.slices import sliced
 from luthier.engine.stream import transform_tensors
 from luthier.errors import LuthierError
-from luthier.flows import Piece
 from luthier.kit.context import Context
 from luthier.merge.dare import Dare
 from luthier.merge.linear import Linear
@@ -131,11 +131,15 @@ def test_seeds_steps_and_tensors_draw_apart():
 
 
 def test_an_expert_alone_in_a_slice_keeps_its_number():
-    """An output made from the second expert only loses what the second expert loses, and has its numbers."""
-    method = Dare(densities=[1.0, 0.5], weights=[1.0, 3.0])
-    piece = Piece("w", "", (8,), None, 0, torch.zeros(8), (torch.ones(8),), (1,))
-    seen = CTX.with_(survey=method.survey(None, CTX))
-    assert method.transform(piece, seen).tolist() == [6.0 * s for s in stays(CTX.key("w", 1), 8, 0.5)]
+    """Layers of one expert each: the second has its own density, weight and draw, as if both were there."""
+    names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(2)]
+    method = Dare(densities=[1.0, 0.5], weights=[2.0, 3.0])
+    base, *experts = (Memory({n: torch.full((1, 8), v) for n in names}) for v in (0.0, 1.0, 1.0))
+    whole = Inputs(base, tuple(experts), base.tensors, method.granularity, config={"num_hidden_layers": 2})
+    inputs = method.plan(sliced(whole, [[(None, 0, 1), (0, 0, 1)], [(None, 1, 2), (1, 1, 2)]], method))
+    seen = CTX.with_(survey=method.survey(inputs, CTX))
+    made = [method.transform(piece, seen).flatten().tolist() for piece in inputs.pieces()]
+    assert made == [[2.0] * 8, [6.0 * s for s in stays(CTX.key(names[1], 1), 8, 0.5)]]
 
 
 def test_schedules_by_depth_and_name():

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from luthier.engine.pieces import Inputs, Memory
+from luthier.engine.slices import sliced
 from luthier.engine.stream import transform_tensors
 from luthier.errors import LuthierError
-from luthier.flows import Piece
 from luthier.kit.context import Context
 from luthier.merge.della import Della, shares
 
@@ -177,11 +178,15 @@ def test_seeds_steps_and_experts_draw_apart():
 
 
 def test_an_expert_alone_in_a_slice_keeps_its_number():
-    method = Della(densities=[1.0, 0.5], epsilon=0.0, weights=[1.0, 3.0], **ADDED)
-    piece = Piece("w", "", (1, 8), None, 0, torch.zeros(1, 8), (torch.ones(1, 8),), (1,))
-    seen = CTX.with_(survey=method.survey(None, CTX))
-    found = stays(CTX.key("w", 1), [[1.0] * 8], 0.5, 0.0)
-    assert method.transform(piece, seen).tolist() == [[6.0 * s for _, s in found]]
+    """Layers of one expert each: the second has its own density, weight and draw, as if both were there."""
+    names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(2)]
+    method = Della(densities=[1.0, 0.5], epsilon=0.0, weights=[2.0, 3.0], **ADDED)
+    base, *experts = (Memory({n: torch.full((1, 8), v) for n in names}) for v in (0.0, 1.0, 1.0))
+    whole = Inputs(base, tuple(experts), base.tensors, method.granularity, config={"num_hidden_layers": 2})
+    inputs = method.plan(sliced(whole, [[(None, 0, 1), (0, 0, 1)], [(None, 1, 2), (1, 1, 2)]], method))
+    seen = CTX.with_(survey=method.survey(inputs, CTX))
+    made = [method.transform(piece, seen).flatten().tolist() for piece in inputs.pieces()]
+    assert made == [[2.0] * 8, [6.0 * s for s in [s for _, s in stays(CTX.key(names[1], 1), [[1.0] * 8], 0.5, 0.0)]]]
 
 
 # mergekit 0.1.5, `merge_tensors(..., base_index=0)` in fp32 on the numbers above: della and della_linear at density 1,

@@ -59,7 +59,7 @@ def between(magnitude: Tensor, low: Tensor | float, high: Tensor | float) -> Ten
 
 
 def row_band(magnitude_RC: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
-    """Of each row the last-th and the first-th largest, as columns; infinity for both where they are 0."""
+    """Of each row the last-th and the first-th largest, as columns; infinity for both if last is 0."""
     rows, columns = magnitude_RC.shape
     if last == 0:
         infinite_R1 = magnitude_RC.new_full((rows, 1), math.inf)

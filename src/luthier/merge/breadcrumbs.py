@@ -67,13 +67,13 @@ class Breadcrumbs(Transform):
         return inputs
 
     def _ranks(self, tensor: Any, experts: int, count: int) -> list[tuple[int, int]]:
-        """Of `count` magnitudes, the first and the last that stays, counted from the largest; 0 and 0 if none does."""
+        """Of `count` magnitudes, the first and the last that stays, counted from the largest; the last is 0 if none."""
         ranks = []
         gammas = each(self.gammas, self.gamma, tensor, experts)
         for density, gamma in zip(each(self.densities, self.density, tensor, experts), gammas, strict=True):
             keep = int(density * count)
             top = min(int(gamma * count), count - keep)
-            ranks.append((top + 1, top + keep) if keep else (0, 0))
+            ranks.append((top + min(keep, 1), top + keep if keep else 0))
         return ranks
 
     def survey(self, inputs: Any, ctx: Ctx) -> tuple[Cuts, float | None]:
@@ -98,7 +98,8 @@ class Breadcrumbs(Transform):
     def _between(self, piece: Piece, cuts: Cuts) -> list[Tensor]:
         """Every expert's change without its outliers and its small entries."""
         moved = changes(piece)
-        ranks = self._ranks(piece, len(moved), moved[0].shape[-1])
+        _, columns = moved[0].shape
+        ranks = self._ranks(piece, len(moved), columns)
         for number, change_RC in enumerate(moved):
             magnitude_RC = change_RC.abs()
             low, high = cuts[piece.name][number] if cuts else row_band(magnitude_RC, *ranks[number])

@@ -110,7 +110,8 @@ class Della(Transform):
         densities = each(self.densities, self.density, piece, len(moved))
         for expert, change_RC, density in zip(which, moved, densities, strict=True):
             if density < 1:
-                share_C = shares(density, epsilon, change_RC.shape[-1])
+                _, columns = change_RC.shape
+                share_C = shares(density, epsilon, columns)
                 self._drop_(change_RC, share_C, ctx.key(piece.name, expert), piece.start)
         return moved
 

@@ -48,6 +48,8 @@ HARMLESS: dict[tuple[str, str, str], str] = {
         "which token stands in the padding, behind the mask, does not matter",
     ("eval.compare", 'weight = float(row["tokens"]) if row["metric"] in BY_TOKENS else 1.0', "1.0 -> 1.25"):
         "weights count by their ratios alone, and here all are equal",
+    ("merge.dare", "rescales = [1 / density if density else 1.0 for density in self._densities(piece)]", "1.0 -> 1.25"):
+        "where the density is 0 nothing is left that it could multiply",
     ("objective.masked_diffusion",
      "return weight_BT / asked_BT.sum(1, keepdim=True).clamp(min=1), int(asked_BT.any(1).sum())",
      "asked_BT.sum(1, keepdim=True).clamp(min=1) -> asked_BT.sum(1, keepdim=True)"):
