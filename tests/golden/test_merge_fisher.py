@@ -226,3 +226,44 @@ def test_gradients_are_met_and_not_kept():
 def test_weights_that_cannot_be(weights):
     with pytest.raises(LuthierError, match="none below 0"):
         tables(Fisher(weights=weights), [A, B], texts("ab"))
+
+
+def test_defaults():
+    """The numbers of the released codes."""
+    assert Fisher().to_dict()["set"] == {
+        "examples": 256, "max_length": 512, "labels": "sampled", "batch": 1, "floor": 1e-6, "balance": True,
+        "weights": None,
+    }  # fmt: skip
+    assert Fisher().passes(3) == 3.0
+
+
+def test_nothing_to_learn_is_averaged():
+    """With one word everything is certain: every gradient is 0, and so is the length to divide by."""
+    assert tables(Fisher(), [[[0.25]], [[0.75]]], texts("aa")).tolist() == [[0.5]]
+
+
+def test_it_says_how_much_lies_below_the_floor():
+    """Row b is never met: two of four entries."""
+    said = []
+    models = [Table(A), Table(B)]
+    roles = {"subjects": [subject(m, n) for m, n in zip(models, ("one", "two"), strict=True)], "data": [texts("ab")]}
+    ctx = Context(roles=roles, watch=said.append)
+    transform_tensors(Fisher(labels="gold"), None, [{"rows": m.rows.detach()} for m in models], ctx)
+    texts_said = [event["text"] for event in said if event["kind"] == "log"]
+    assert texts_said == [f"{n}: 50% of its Fisher lies below the floor of 1e-06" for n in ("one", "two")]
+    assert {e["what"] for e in said if e["kind"] == "progress"} == {"one on text", "two on text"}
+
+
+def test_weights_may_vary_by_name():
+    made = tables(Fisher(labels="gold", weights=(1.0, {"*": 5.0, "rows": 0.0})), [A, B], texts("ab", "ba"))
+    torch.testing.assert_close(made, torch.tensor(A))
+
+
+def test_labels_are_drawn_for_each_item():
+    """Keyed by the item: the order of the data does not change what is drawn, another seed does."""
+    method = Fisher(examples=5, balance=False)
+    data = texts(*["ab"] * 5)
+    back = tiny.TinyData("text", data.train[::-1], ())
+    first, turned = tables(method, [A, B], data), tables(method, [A, B], back)
+    assert torch.allclose(first, turned)
+    assert any(not torch.allclose(first, tables(method, [A, B], data, seed=seed)) for seed in range(1, 4))

@@ -201,3 +201,35 @@ def test_weights_that_cannot_be():
     for weights, says in (((1.0, -1.0), "none below 0"), ((1.0,), "1 numbers for 2 experts")):
         with pytest.raises(LuthierError, match=says):
             merged(RegMean(weights=weights), models, ["aa", "aa"])
+
+
+def test_defaults():
+    """The paper's factor, and as many items as the released codes take."""
+    assert RegMean().to_dict()["set"] == {
+        "examples": 256, "max_length": 512, "ratio": 0.9, "per": "sum", "ridge": 1e-6, "weights": None,
+    }  # fmt: skip
+    assert RegMean().passes(3) == 1.0
+
+
+def test_fields_may_vary_by_name():
+    models = [Layer(x, w) for x, w in zip(X, W, strict=True)]
+    plain = merged(RegMean(ratio=0.1, ridge=0.5), models, ["abcd"] * 2)["l.weight"]
+    by_name = RegMean(ratio={"*": 1.0, "l.*": 0.1}, ridge={"*": 0.0, "l.weight": 0.5})
+    assert torch.equal(merged(by_name, models, ["abcd"] * 2)["l.weight"], plain)
+    only = merged(RegMean(weights=(1.0, {"*": 1.0, "l.weight": 0.0})), models, ["abcd"] * 2)
+    torch.testing.assert_close(only["l.weight"], torch.tensor(W[0]))
+
+
+def test_as_many_items_and_tokens_as_asked():
+    """The first expert has six items of one letter seen twice; only what is looked at counts."""
+    models = [Layer([[1.0]], [[2.0]]), Layer([[1.0]], [[6.0]])]
+    several = [tiny.item(text="a" * (12 + i)) for i in range(6)]
+    roles = {
+        "subjects": [tiny.TinySubject(str(i), m, Letters()) for i, m in enumerate(models)],
+        "data": [tiny.TinyData("many", several, ()), tiny.TinyData("one", [tiny.item(text="a" * 8)], ())],
+    }
+    tensors = [{n: p.detach().clone() for n, p in m.named_parameters()} for m in models]
+    for examples, length, tokens in ((3, 8, 24), (2, 10, 20), (9, 9, 54)):
+        method = RegMean(examples=examples, max_length=length, ridge=0.0)
+        made = transform_tensors(method, None, tensors, Context(roles=roles))["l.weight"].item()
+        assert made == pytest.approx((tokens * 2 + 8 * 6) / (tokens + 8))

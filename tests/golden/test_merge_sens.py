@@ -146,3 +146,17 @@ def test_it_asks_for_data():
     start = {"x": torch.ones(1)}
     with pytest.raises(LuthierError, match="0 subjects for 2 experts"):
         transform_tensors(Sens(), start, [start, start], Context())
+
+
+def test_defaults():
+    assert Sens().to_dict()["set"] == {
+        "examples": 100, "max_length": 512, "places": 32, "within": True, "across": True, "transfer": "distance",
+        "temperature": 1.0, "scale": 1.0,
+    }  # fmt: skip
+    passes = [Sens(within=w, across=a).passes(4) for w, a in ((True, True), (True, False), (False, True))]
+    assert passes == [7.0, 3.0, 4.0]
+
+
+def test_scale_may_vary_by_name():
+    made = merged(Sens(scale={"*": 1.0, "y": 0.5}), [(1.0, 2.0), (1.0, 2.0)])
+    assert made == pytest.approx((2.0, 2.0))
