@@ -53,6 +53,17 @@ def test_directions_by_hand():
     assert made[1] == pytest.approx([2 * weights[0] * 3, 2 * weights[1] * 4], rel=1e-6)
 
 
+def test_equal_differences_keep_the_columns_order():
+    """A thousand columns twice as long as before: the second five hundred count as above the mean."""
+    made = matrix(Widen(calibration=3.0), [[1.0] * 1000], [[2.0] * 1000])
+    assert made == [[2.0] * 500 + [4.0] * 500]
+
+
+def test_columns_of_zeros_have_not_turned():
+    """Nor has a column that is twice as long; it comes first, so its weight is (3 + 1) / 2."""
+    assert matrix(Widen(calibration=3.0), [[3.0, 0.0], [4.0, 0.0]], [[6.0, 0.0], [8.0, 0.0]]) == [[9.0, 0], [12.0, 0]]
+
+
 def test_defaults_are_the_papers():
     assert Widen() == Widen(above_average_ratio=1.0, calibration=1.0)
 

@@ -78,7 +78,7 @@ class Widen(Transform):
         weights_EK = ctx.survey[tensors.name]
         assert tensors.base is not None  # the engine has refused a missing base before the first piece
         if _by_row(tensors):
-            first = tensors.start // tensors.shape[-1]
+            first = tensors.start // tensors.base.shape[1]
             weights_EK = weights_EK[:, first : first + len(tensors.base)].unsqueeze(-1)
         merged_RC = tensors.base.clone()
         for change_RC, weight in zip(changes(tensors), weights_EK.to(merged_RC), strict=True):
