@@ -50,6 +50,9 @@ HARMLESS: dict[tuple[str, str, str], str] = {
         "weights count by their ratios alone, and here all are equal",
     ("merge.dare", "rescales = [1 / density if density else 1.0 for density in self._densities(piece)]", "1.0 -> 1.25"):
         "where the density is 0 nothing is left that it could multiply",
+    ("merge.model_stock", "return torch.where(below.abs() < SINGULAR, 0.0, count * mean / below)",
+     "below.abs() < SINGULAR -> below.abs() <= SINGULAR"):
+        "a denominator is a float from angles, and none is 1e-6 to the last bit",
     ("objective.masked_diffusion",
      "return weight_BT / asked_BT.sum(1, keepdim=True).clamp(min=1), int(asked_BT.any(1).sum())",
      "asked_BT.sum(1, keepdim=True).clamp(min=1) -> asked_BT.sum(1, keepdim=True)"):
