@@ -49,6 +49,27 @@ def test_one_tensor_by_hand(pair):
     assert others and all((o.moved, o.norm, o.signs, o.rank) == (0, 0, 1, None) for o in others)
 
 
+def test_rank_of_stacked_experts(tmp_path, capsys):
+    """Of four experts one changes in one direction, one in three and two not at all: 2 on the mean over those two."""
+    name, plain = "model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.self_attn.q_proj.weight"
+    gen = torch.Generator().manual_seed(0)
+    W_EMN, U_MR = torch.randn(4, 6, 5, generator=gen), torch.linalg.qr(torch.randn(6, 3, generator=gen))[0]
+    V_NR = torch.linalg.qr(torch.randn(5, 3, generator=gen))[0]
+    new_EMN = W_EMN.clone()
+    new_EMN[1] += U_MR[:, :1] @ V_NR[:, :1].T
+    new_EMN[3] += U_MR @ V_NR.T
+    for folder, W in (("old", W_EMN), ("new", new_EMN)):
+        (tmp_path / folder).mkdir()
+        tensors = {name: W.contiguous(), plain: torch.ones(4, 4)}
+        save_file(tensors, tmp_path / folder / "model.safetensors", metadata={"format": "pt"})
+        (tmp_path / folder / "config.json").write_text(json.dumps({"model_type": "qwen3_moe"}))
+    rows = {c.name: c for c in changes(*(opened(tmp_path / f) for f in ("old", "new")), ranks=True)}
+    assert (rows[name].rank, rows[name].short, rows[name].matrices) == (2.0, 5, 2)
+    assert rows[plain].rank is None
+    assert main(["diff", str(tmp_path / "old"), str(tmp_path / "new"), "--picture", str(tmp_path / "d.svg")]) == 0
+    assert "2 of 5" in capsys.readouterr().out
+
+
 def test_rank_counts_directions(tmp_path, pair):
     tensors = load_file(pair[1] / "model.safetensors")
     gen = torch.Generator().manual_seed(0)

@@ -81,7 +81,7 @@ def _show(rows: Sequence[Mapping[str, Any]], left: Sequence[str]) -> None:
     console = Console()
     grid = Grid(box=None, pad_edge=False, header_style="bold")
     grid.add_column("what")
-    for name in ("tensors", "entries moved", "‖change‖", "of ‖weight‖", "rank at 90 %", "signs kept"):
+    for name in ("tensors", "entries moved", "‖change‖", "of ‖weight‖", "mean rank at 90 %", "signs kept"):
         grid.add_column(name, justify="right")
     for row in rows:
         rank = f"{row['rank']:.0f} of {row['of']:.0f}" if row["rank"] is not None else ""

@@ -22,7 +22,8 @@ class Change:
 
     moved: share of entries that differ.  relative: ‖new - old‖ / ‖old‖.  weight: ‖old‖.  signs: share of
     entries whose sign is the old one.  rank: how many directions hold 90 % of the squared change, None if
-    not asked for or no matrix moved; short: the most there can be.
+    not asked for or no matrix moved, the mean over the matrices that moved in a stack of them (experts);
+    matrices: how many those are; short: the most directions there can be.
     """
 
     name: str
@@ -34,8 +35,9 @@ class Change:
     weight: float = 0.0
     count: int = 0
     signs: float = 1.0
-    rank: int | None = None
+    rank: float | None = None
     short: int = 0
+    matrices: int = 0
 
 
 def changes(
@@ -60,24 +62,36 @@ def changes(
             kept += int((a_N.sign() == b_N.sign()).sum())
             gap += float((b_N - a_N).square().sum())
             base += float(a_N.square().sum())
-        short = min(info.shape) if len(info.shape) == 2 else 0
-        rank = _directions(old, new, name, info.shape) if ranks and short and gap else None
+        short = min(info.shape[-2:]) if _is_matrices(info.shape) else 0
+        ranked = _directions(old, new, name, info.shape) if ranks and short and gap else []
+        rank = sum(ranked) / len(ranked) if ranked else None
         relative = (gap / base) ** 0.5 if base else 0.0
         whole = max(count, 1)
         found.append(Change(
-            name, info.role, info.layer, moved / whole, relative, gap**0.5, base**0.5, count, kept / whole, rank, short
+            name, info.role, info.layer, moved / whole, relative, gap**0.5, base**0.5, count, kept / whole, rank, short,
+            len(ranked),
         ))  # fmt: skip
     return found
 
 
-def _directions(old: Checkpoint, new: Any, name: str, shape: Sequence[int]) -> int:
-    """The number of singular values that hold ENERGY of the squared change, from the short side's Gram matrix."""
-    a_N, b_N = (m.read_flat(name, 0, math.prod(shape)).double() for m in (old, new))  # squares: fp32 has too few bits
-    d_MN = (b_N - a_N).view(*shape)
-    d_SL = d_MN if shape[0] <= shape[1] else d_MN.T
-    energy_S = torch.linalg.eigvalsh(d_SL @ d_SL.T).flip(0).clamp_min(0)
-    share_S = energy_S.cumsum(0) / energy_S.sum()
-    return int((share_S < ENERGY).sum()) + 1
+def _is_matrices(shape: Sequence[int]) -> bool:
+    """A matrix, or a stack of them as experts are kept; a convolution over single channels is none."""
+    return len(shape) == 2 or (len(shape) == 3 and min(shape[1:]) > 1)
+
+
+def _directions(old: Checkpoint, new: Any, name: str, shape: Sequence[int]) -> list[int]:
+    """For each matrix that moved the number of singular values that hold ENERGY of the squared change, from the short
+    side's Gram matrix."""
+    size, found = shape[-2] * shape[-1], []
+    for start in range(0, math.prod(shape), size):
+        a_N, b_N = (m.read_flat(name, start, size).double() for m in (old, new))  # squares: fp32 has too few bits
+        d_MN = (b_N - a_N).view(*shape[-2:])
+        d_SL = d_MN if shape[-2] <= shape[-1] else d_MN.T
+        energy_S = torch.linalg.eigvalsh(d_SL @ d_SL.T).flip(0).clamp_min(0)
+        if energy_S.sum() > 0:
+            share_S = energy_S.cumsum(0) / energy_S.sum()
+            found.append(int((share_S < ENERGY).sum()) + 1)
+    return found
 
 
 def by_layer(rows: list[Change]) -> dict[str, dict[int, float]]:
@@ -101,13 +115,14 @@ def summed(rows: Sequence[Change], key: Callable[[Change], Any]) -> Table:
     made = []
     for what, group in groups.items():
         entries = sum(c.count for c in group)
-        ranked = [c for c in group if c.rank is not None]
+        ranked = [(c.rank, c.short, c.matrices) for c in group if c.rank is not None]
+        matrices = sum(n for *_, n in ranked)
         norm, weight = (sum(v**2 for v in vs) ** 0.5 for vs in ([c.norm for c in group], [c.weight for c in group]))
         made.append({
             "what": what, "tensors": len(group), "moved": sum(c.moved * c.count for c in group) / max(entries, 1),
             "norm": norm, "relative": norm / weight if weight else 0.0,
-            "rank": sum(c.rank or 0 for c in ranked) / len(ranked) if ranked else None,
-            "of": sum(c.short for c in ranked) / len(ranked) if ranked else None,
+            "rank": sum(rank * n for rank, _, n in ranked) / matrices if ranked else None,
+            "of": sum(short * n for _, short, n in ranked) / matrices if ranked else None,
             "signs": sum(c.signs * c.count for c in group) / max(entries, 1),
         })  # fmt: skip
     return Table.from_dicts(made)
