@@ -157,6 +157,17 @@ def test_what_is_no_polynomial(value, says):
         polynomial(value)
 
 
+def test_sympy_objects_that_are_something_else():
+    sympy = pytest.importorskip("sympy")
+    x = sympy.symbols("x")
+    for wrong in (sympy.Eq(x**2, 1), x**2 >= 0, sympy.Ne(x, 1)):
+        with pytest.raises(LuthierError, match="is a relation, not a polynomial"):
+            polynomial(wrong)
+    for wrong in (sympy.Poly(x**2 + 7, x, modulus=5), sympy.Poly(3, x, modulus=5)):
+        with pytest.raises(LuthierError, match="counts modulo 5"):
+            polynomial(wrong)
+
+
 def test_sympy_objects():
     sympy = pytest.importorskip("sympy")
     x, y, z = sympy.symbols("x y z")

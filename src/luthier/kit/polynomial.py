@@ -60,7 +60,7 @@ def polynomial(value: Any) -> Polynomial:
         return _of_map(value)
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         return canonical((), {(): rational(value)})
-    if hasattr(value, "as_poly"):
+    if hasattr(value, "as_poly") or getattr(value, "is_Relational", False):
         return _of_sympy(value)
     raise LuthierError(f"expected a polynomial, got {type(value).__name__}",
                        do="write text such as x^2 + 1, or a map such as {(2, 0): 1}")  # fmt: skip
@@ -134,10 +134,14 @@ def checked(key: Any) -> Exponents:
 
 def _of_sympy(value: Any) -> Polynomial:
     """By what SymPy's expressions and polynomials offer; SymPy itself is not imported."""
+    if getattr(value, "is_Relational", False):
+        raise LuthierError(f"{str(value)[:60]} is a relation, not a polynomial", do="give one side less the other")
     symbols = sorted(str(s) for s in value.free_symbols)
     if not symbols and not hasattr(value, "gens"):
         return canonical((), {(): rational(value)})
     poly = value if hasattr(value, "gens") else value.as_poly(*value.free_symbols)
     if poly is None or not all(getattr(g, "is_Symbol", False) for g in poly.gens):
         raise LuthierError(f"{str(value)[:60]} is no polynomial in {', '.join(symbols)}")
+    if getattr(poly.domain, "is_FiniteField", False):
+        raise LuthierError(f"{str(value)[:60]} counts modulo {poly.domain.characteristic()}", do="leave out modulus")
     return canonical([str(g) for g in poly.gens], {checked(tuple(k)): rational(c) for k, c in poly.terms()})
