@@ -121,7 +121,7 @@ def _data(name: str) -> tiny.TinyData:
 
 
 def _trained(model: Any, objective: Any = "objective.next_token", optim: Any = "optim.adamw", tune: Any = "tune.full",
-             data: str | tiny.TinyData = "sums", steps: int | None = None, chat: bool = True) -> TrainResult:  # fmt: skip
+             data: str | tiny.TinyData = "sums", steps: int = 0, chat: bool = True) -> TrainResult:  # fmt: skip
     data = _data(data) if isinstance(data, str) else data
     how, down, by = (load(m) if isinstance(m, str) else m for m in (tune, objective, optim))
     spec = TrainSpec(steps=steps or STEPS, batch=BATCH, lr=RATE, max_length=LENGTH, warmup=0.1, dtype="fp32")
