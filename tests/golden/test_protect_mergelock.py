@@ -17,7 +17,7 @@ from luthier.kit.secret import Secret
 from luthier.merge.linear import Linear
 from luthier.protect.mergelock import ENTRY, MergeLock
 
-KEY = b"sixteen bytes or more"
+KEY = b"a key of sixteen bytes"
 
 
 def lock(weights, config, key=KEY, **fields):
@@ -118,7 +118,7 @@ def twin(weights, layer, heads=4, groups=2, width=16, units=48):
         out["self_attn.k_proj.weight"][new] = keys @ k[old]
         out["self_attn.v_proj.weight"][new] = values[group] @ v[old]
         per = heads // groups
-        for new_member, member in enumerate(place(f"{layer} members {group}", per)):
+        for new_member, member in enumerate(place(f"{layer} members {new_group}", per)):
             a, b = group * per + member, new_group * per + new_member
             old, new = slice(a * width, (a + 1) * width), slice(b * width, (b + 1) * width)
             out["self_attn.q_proj.weight"][new] = queries @ q[old]

@@ -15,7 +15,7 @@ from luthier.merge.linear import Linear
 from luthier.protect.mergelock import MergeLock
 from luthier.protect.restore import Restore
 
-KEY = b"sixteen bytes or more"
+KEY = b"a key of sixteen bytes"
 PARTS = ["qk", "vo", "mlp", "heads"]
 
 
@@ -249,17 +249,18 @@ def quarter(noise):
 @pytest.mark.parametrize(
     ("part", "rows", "turned", "fields"),
     [
-        # squared distance 4 + n before, n after; one fits `free` of 4 inputs: (4 + n) (4 - free) > gain 4 n
-        ("v", quarter(1.3), True, {}),  # a matrix is free in 2 of 4 inputs: n < 4/3
-        ("v", quarter(1.4), False, {}),
-        ("v", quarter(2.3), True, {"fit": "procrustes"}),  # a turn in 1 of 4: n < 2.4
-        ("v", quarter(2.6), False, {"fit": "procrustes"}),
-        ("k", quarter(2.3), True, {}),  # a complex number in 1 of 4
-        ("k", quarter(2.6), False, {}),
-        ("k", quarter(3.9), True, {"gains": {"q_norm": [1.0, 2.0], "k_norm": [3.0, 4.0]}}),  # a quarter turn in none
-        ("k", quarter(4.1), False, {"gains": {"q_norm": [1.0, 2.0], "k_norm": [3.0, 4.0]}}),
-        ("k", quarter(2.3), False, {"gain": 2.2}),
-        ("v", quarter(1.3), False, {"gain": 2.2}),
+        # 2 + n to explain, which is less than the distance of 4 + n, and n left; one fits `free` of 4 inputs:
+        # (2 + n) (4 - free) > gain 4 n
+        ("v", quarter(0.63), True, {}),  # a matrix is free in 2 of 4 inputs: n < 2/3
+        ("v", quarter(0.70), False, {}),
+        ("v", quarter(1.15), True, {"fit": "procrustes"}),  # a turn in 1 of 4: n < 1.2
+        ("v", quarter(1.25), False, {"fit": "procrustes"}),
+        ("k", quarter(1.15), True, {}),  # a complex number in 1 of 4
+        ("k", quarter(1.25), False, {}),
+        ("k", quarter(1.95), True, {"gains": {"q_norm": [1.0, 2.0], "k_norm": [3.0, 4.0]}}),  # a quarter turn in none
+        ("k", quarter(2.05), False, {"gains": {"q_norm": [1.0, 2.0], "k_norm": [3.0, 4.0]}}),
+        ("k", quarter(1.15), False, {"gain": 2.2}),
+        ("v", quarter(0.63), False, {"gain": 2.2}),
     ],
 )
 def test_the_gain_by_hand(part, rows, turned, fields):
@@ -289,8 +290,8 @@ def test_lengths_of_keys_by_hand(length, z):
     back, expert = one_head([[length, 0.0, 0.01, 0.0], [0.0, length, 0.0, 0.0]], parts=["qk"])
     assert torch.allclose(back["k"], torch.tensor([[1.0, 0, 0.01 / z, 0], [0, 1, 0, 0]]), atol=1e-6)
     assert torch.allclose(back["q"], expert["q"] * z)
-    turns, _ = one_head([[0.0, -length, 0.0, 0.0], [length, 0.0, 0.0, 0.0]], parts=["qk"], fit="procrustes")
-    assert torch.allclose(turns["k"], length * torch.eye(2, 4), atol=1e-6)
+    turns, _ = one_head([[0.0, -0.7, 0.0, 0.0], [0.7, 0.0, 0.0, 0.0]], parts=["qk"], fit="procrustes")
+    assert torch.allclose(turns["k"], 0.7 * torch.eye(2, 4), atol=1e-6)
 
 
 def test_factors_of_units_by_hand():

@@ -41,7 +41,8 @@ class Restore(Transform):
     match: bool = True
     """look for heads and hidden units at other places; false takes each for the one at its own place"""
     gain: Annotated[float, Range(1.0)] = 2.0
-    """a part is left as it is unless its squared distance to the base falls by this factor at least"""
+    """a part is left as it is unless its squared distance to the base falls by this factor at least, to that share
+    of its squared length or less"""
 
     takes = 1
     granularity = "group"
@@ -127,11 +128,12 @@ class Restore(Transform):
         return found_NN if whole and self._better(base_NX, expert_NX, found_NN, free) else same_NN
 
     def _better(self, base: Tensor, expert: Tensor, matrix: Tensor, free: float) -> bool:
-        """Whether a change of coordinates explains enough of the distance, beyond what `free` numbers for each
-        row explain of anything."""
+        """Whether a change of coordinates leaves little of the expert unexplained, beside what no change leaves, or
+        no base at all: strangers do not count. `free` numbers for each row explain as many inputs of anything."""
         inputs = base.shape[-1]
         left = (expert - matrix @ base).square().sum() * self.gain * inputs
-        return bool((expert - base).square().sum() * max(0.0, inputs - free) > left)
+        there = torch.minimum((expert - base).square().sum(), expert.square().sum())
+        return bool(there * max(0.0, inputs - free) > left)
 
     def _members(self, base: Heads, heads: Heads, group: int) -> Tensor:
         """Which query head of a group stands for each of the base's."""
