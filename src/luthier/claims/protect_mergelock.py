@@ -18,11 +18,11 @@ from luthier.kit.context import Context
 from luthier.protect.restore import Restore
 
 
-def noisy(expert: Weights, like: Weights, rng: torch.Generator) -> Weights:
+def noisy(expert: Weights, like: Weights, domain: str, ctx: Context) -> Weights:
     """The expert under noise that moves every tensor as far as `like` is away."""
     made: dict[str, Tensor] = {}
     for name, tensor in expert.items():
-        noise = torch.randn(tensor.shape, generator=rng)
+        noise = torch.randn(tensor.shape, generator=ctx.rng("noise", domain, name))
         made[name] = tensor + noise * ((like[name] - tensor).norm() / noise.norm())
     return made
 
@@ -30,7 +30,7 @@ def noisy(expert: Weights, like: Weights, rng: torch.Generator) -> Weights:
 def run(seed: int, ctx: Context) -> dict[str, float]:
     def judge(start: Weights, expert: Weights, domain: str) -> dict[str, float]:
         lock = _locks.locked(expert, seed, domain, ctx)
-        noise = noisy(expert, lock, ctx.with_(seed=seed).rng("noise", domain))
+        noise = noisy(expert, lock, domain, ctx.with_(seed=seed))
         back = _locks.changed(Restore(), start, lock, ctx)
         loss = {
             name: (domains.loss(w, domain, seed, ctx), domains.loss(_locks.average(start, w, ctx), domain, seed, ctx))
