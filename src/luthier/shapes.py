@@ -261,6 +261,8 @@ class Transform(Method, ABC, shape=True):
 
         `inputs.giving({name: made from})` takes layers away, moves or joins them; a shape of `inputs.tensors`
         may change where whole tensors are shown. What several layers share is written once, and config says so.
+        `inputs.roles` has what is no model, such as a key; what is added to `inputs.notes` stands in the card and
+        the report.
         """
         return inputs
 

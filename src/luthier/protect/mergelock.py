@@ -8,8 +8,8 @@ feed-forward block and heads change places, which the paper leaves out. Layers i
 model's dtype. Models with QK-norm: queries and keys take quarter turns, nothing else is exact there.
 Low-rank attention (DeepSeek) and clipped projections are refused by name.
 
-Footguns: this raises a cost and is no security. Who has the base model undoes it in minutes without the
-key (`protect.restore`), and a merge is then as good as before. Whoever loses the key and the base has
+Footguns: this raises a cost and is no security. Who has the base model undoes it without the key
+(`protect.restore`, 10 s of CPU at 135M parameters), and a merge is then as good as before. Whoever loses the key and the base has
 lost the way back. Models locked by one key still merge with each other. Storage in bf16 rounds anew: the
 outputs move about as much as bf16 arithmetic moves them, more at a higher `condition`.
 
@@ -142,8 +142,8 @@ def _honest(secret: Secret) -> tuple[str, ...]:
     return (
         f"Locked with the key {secret.fingerprint}: it computes what it did before, in other coordinates, so that "
         "averaging its weights with those of other models destroys it",
-        "What the lock costs an attacker who holds the base model: one run of protect.restore, minutes on a CPU, "
-        "without the key, data or training; a merge is then as good as if there had been no lock",
+        "What the lock costs an attacker who holds the base model: one run of protect.restore, 10 s of CPU at 135M "
+        "parameters, without the key, data or training; a merge is then as good as if there had been no lock",
         "What the lock does not stop: using, tuning, distilling, quantising or pruning the model as it is; merging it "
         "with models of the same key; alignment to any relative whose weights are close to it",
     )
