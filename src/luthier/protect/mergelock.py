@@ -9,9 +9,9 @@ model's dtype. Models with QK-norm: queries and keys take quarter turns, nothing
 Low-rank attention (DeepSeek) and clipped projections are refused by name.
 
 Footguns: this raises a cost and is no security. Who has the base model undoes it without the key
-(`protect.restore`, 10 s of CPU at 135M parameters), and a merge is then as good as before. Whoever loses the key and the base has
-lost the way back. Models locked by one key still merge with each other. Storage in bf16 rounds anew: the
-outputs move about as much as bf16 arithmetic moves them, more at a higher `condition`.
+(`protect.restore`, 10 s of CPU at 135M parameters), and a merge is then as good as before. Whoever loses the
+key and the base has lost the way back. Models locked by one key still merge with each other. Storage in
+bf16 rounds anew: the outputs move about as much as bf16 arithmetic moves them, more at a higher `condition`.
 
 Shapes: G key-value heads, M query heads that share one, H width of a head, F pairs that turn, U hidden
 units.
