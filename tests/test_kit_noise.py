@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from luthier.kit.noise import ALL, STEP, below, bound, thin_, words
+from luthier.kit.noise import ALL, STEP, below, bound, bounds_of, thin_, words
 
 KEY = 0x0123456789ABCDEF
 
@@ -98,6 +98,15 @@ def test_a_bound_for_every_entry():
     found = below(KEY, 9, 200, bounds)
     for b in set(bounds.tolist()):
         assert np.array_equal(found[bounds == b], below(KEY, 9, 200, b)[bounds == b])
+
+
+def test_the_last_bound_is_certain():
+    """Some of 2**18 entries draw the largest word, and of these none is lost."""
+    size = 1 << 18
+    assert (words(KEY, 0, size) == 0xFFFF).any()
+    assert bounds_of(np.array([0.0, -1e-12, 0.5, 1.0])).tolist() == [0, 0, 1 << 31, ALL - 1]
+    assert below(KEY, 0, size, bounds_of(np.ones(size))).all()
+    assert not below(KEY, 0, size, bounds_of(np.zeros(size))).any()
 
 
 def test_a_larger_share_keeps_what_a_smaller_one_keeps():

@@ -347,6 +347,7 @@ def test_schedules_by_depth_and_name():
         ({"density": 1.5}, "from 0.0 up to 1.0"),
         ({"density": 0.95}, "density 0.95 leaves no room for epsilon 0.07; set epsilon to 0.05 at most"),
         ({"density": 0.05}, "set epsilon to 0.05 at most"),
+        ({"density": 0.3, "epsilon": 0.31}, "set epsilon to 0.3 at most"),
         ({"densities": [0.5, 0.05]}, "density 0.05 leaves no room"),
         ({"epsilon": 0.4}, "set epsilon to 0.3 at most"),
     ],

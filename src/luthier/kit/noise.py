@@ -35,14 +35,14 @@ def bound(share: float) -> int:
 
 
 def bounds_of(shares: np.ndarray) -> np.ndarray:
-    """The same for many, as uint32, which ends at 2**32 - 1."""
+    """The same for many, as uint32, whose last number 2**32 - 1 stands for all."""
     return np.clip(np.rint(shares * ALL), 0, ALL - 1).astype(np.uint32)
 
 
 def below(key: int, start: int, count: int, bounds: int | np.ndarray) -> np.ndarray:
     """Which of `count` entries from `start` on draw below their bound: each with probability bound / 2**32.
 
-    bounds: one from 0 to 2**32, or a flat uint32 array with one an entry.
+    bounds: one from 0 to 2**32, or one an entry, as `bounds_of` gives them.
     """
     single = isinstance(bounds, int)
     if single and bounds >= ALL:
@@ -51,8 +51,9 @@ def below(key: int, start: int, count: int, bounds: int | np.ndarray) -> np.ndar
     drawn = words(key, start, count)
     found = drawn < upper
     for at in np.flatnonzero(drawn == upper).tolist():
-        lower = (bounds if single else int(bounds[at])) & 0xFFFF
-        found[at] = words(key | SECOND, start + at, 1)[0] < lower
+        exact = bounds if single else int(bounds[at])
+        sure = not single and exact == ALL - 1
+        found[at] = sure or words(key | SECOND, start + at, 1)[0] < exact & 0xFFFF
     return found
 
 

@@ -72,10 +72,9 @@ class Della(Transform):
                 self._fits(density, self.epsilon)
 
     def _fits(self, density: float, epsilon: float) -> None:
-        room = min(density, 1 - density)
-        if epsilon > room + 1e-9:
+        if epsilon > density or density + epsilon > 1:
             raise LuthierError(f"density {density:g} leaves no room for epsilon {epsilon:g}", where=self.id,
-                               do=f"set epsilon to {room:g} at most")  # fmt: skip
+                               do=f"set epsilon to {min(density, 1 - density):g} at most")  # fmt: skip
 
     def plan(self, inputs: Any) -> Any:
         one_each("weights", self.weights, inputs)
@@ -109,10 +108,8 @@ class Della(Transform):
         epsilon = at(self.epsilon, piece.name, piece.depth)
         densities = each(self.densities, self.density, piece, len(moved))
         for expert, change_RC, density in zip(which, moved, densities, strict=True):
-            if density < 1:
-                _, columns = change_RC.shape
-                share_C = shares(density, epsilon, columns)
-                self._drop_(change_RC, share_C, ctx.key(piece.name, expert), piece.start)
+            _, columns = change_RC.shape
+            self._drop_(change_RC, shares(density, epsilon, columns), ctx.key(piece.name, expert), piece.start)
         return moved
 
     def _drop_(self, change_RC: Tensor, share_C: np.ndarray, key: int, start: int) -> None:

@@ -50,6 +50,9 @@ HARMLESS: dict[tuple[str, str, str], str] = {
         "weights count by their ratios alone, and here all are equal",
     ("merge.dare", "rescales = [1 / density if density else 1.0 for density in self._densities(piece)]", "1.0 -> 1.25"):
         "where the density is 0 nothing is left that it could multiply",
+    ("merge.della", "factor_C = np.divide(1, share_C, out=np.zeros_like(share_C), where=share_C > 0)",
+     "np.zeros_like(share_C) -> np.ones_like(share_C)"):
+        "where the chance is 0 nothing is left that it could multiply",
     ("merge.model_stock", "return torch.where(below.abs() < SINGULAR, 0.0, count * mean / below)",
      "below.abs() < SINGULAR -> below.abs() <= SINGULAR"):
         "a denominator is a float from angles, and none is 1e-6 to the last bit",
