@@ -251,6 +251,11 @@ def test_it_says_how_much_lies_below_the_floor():
     transform_tensors(Fisher(labels="gold"), None, [{"rows": m.rows.detach()} for m in models], ctx)
     texts_said = [event["text"] for event in said if event["kind"] == "log"]
     assert texts_said == [f"{n}: 50% of its Fisher lies below the floor of 1e-06" for n in ("one", "two")]
+    ctx = ctx.with_(roles=roles | {"data": [texts("ab", "ab", "ab")]})
+    transform_tensors(Fisher(labels="gold", floor=0.3), None, [{"rows": m.rows.detach()} for m in models], ctx)
+    texts_said = [event["text"] for event in said if event["kind"] == "log"]
+    assert texts_said[2:] == ["one: 100% of its Fisher lies below the floor of 0.3",
+                              "two: 50% of its Fisher lies below the floor of 0.3"]  # fmt: skip
     assert {e["what"] for e in said if e["kind"] == "progress"} == {"one on text", "two on text"}
 
 

@@ -233,3 +233,16 @@ def test_as_many_items_and_tokens_as_asked():
         method = RegMean(examples=examples, max_length=length, ridge=0.0)
         made = transform_tensors(method, None, tensors, Context(roles=roles))["l.weight"].item()
         assert made == pytest.approx((tokens * 2 + 8 * 6) / (tokens + 8))
+
+
+class Idle(Layer):
+    """Never calls its layer, as an expert that no token is sent to."""
+
+    def forward(self, input_ids, **rest):
+        return types.SimpleNamespace(logits=self.embed(input_ids))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_layer_that_one_expert_never_calls_is_averaged(order):
+    models = [Layer([[1.0]], [[2.0]]), Idle([[1.0]], [[6.0]])][::order]
+    assert merged(RegMean(ridge=0.0), models, ["aaaa", "aa"])["l.weight"].item() == 4.0

@@ -106,20 +106,20 @@ class Fisher(Transform):
             batches = [rows[i : i + self.batch] for i in range(0, len(rows), self.batch)]
             with each_gradient(model, take):
                 for batch in ctx.progress(batches, what=f"{subject.name} on {source.name}"):
-                    self._log_likelihood(model, batch, pad_id(tokenizer), ctx).backward()
+                    self._nll(model, batch, pad_id(tokenizer), ctx).backward()
         below = sums.below(self.floor * len(rows)) / max(inputs.count, 1)
         ctx.emit("log", text=f"{subject.name}: {below:.0%} of its Fisher lies below the floor of {self.floor:g}")
         length = sums.norm() / len(rows)
         return Measured(sums, 1 / len(rows), 1 / length if self.balance and length else 1.0)
 
-    def _log_likelihood(self, model: nn.Module, batch: list[tuple[str, Row]], pad: int, ctx: Ctx) -> Tensor:
-        """Of the labels of these rows, summed."""
+    def _nll(self, model: nn.Module, batch: list[tuple[str, Row]], pad: int, ctx: Ctx) -> Tensor:
+        """Of the labels of these rows, summed; its gradient has the same squares as the log-likelihood's."""
         seen = labelled(model, on_device([row for _, row in batch], pad, model))
         logits_NV = seen.head(seen.h_ND).float()
         y_N = seen.y_N
         if self.labels == "sampled":
             y_N = sampled(logits_NV, ctx.rng("labels", [item for item, _ in batch]))
-        return -F.cross_entropy(logits_NV, y_N, reduction="sum")
+        return F.cross_entropy(logits_NV, y_N, reduction="sum")
 
     def transform(self, tensors: Piece, ctx: Ctx) -> Tensor:
         weights = each(self.weights, 1.0, tensors, len(tensors.experts))
