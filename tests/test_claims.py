@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from luthier import claims as package
-from luthier.claims import Claim, OutOfReach, _claim, _judge, _reproduce, judge, reproduce
+from luthier.claims import Claim, OutOfReach, _claim, _judge, _reproduce, block_coe, judge, reproduce
 from luthier.errors import LuthierError
 
 
@@ -141,6 +141,28 @@ def test_reproduce_writes_and_keeps(written, tmp_path):
     assert "needs a model of 7B parameters" in page and "| 3 seeds, each 5 steps, 20" in page
     assert "+1.01 [+0.985, +1.03] nats against chance (at least 0.5)" in page
     assert not list((tmp_path / "docs").glob("*.part*"))
+
+
+def test_what_is_not_judged_is_published_too(written, tmp_path):
+    written["toy.one"] = make(
+        lambda seed, ctx: {"method": 2.0 + 0.01 * seed, "control": 1.0, "also/like for like": 1.0 - seed}, seeds=3
+    )
+    (record,) = reproduce(["toy.one"], tmp_path)
+    assert record["verdict"] == "holds" and record["also"][0]["mean"] == 0
+    half = 4.302653 / math.sqrt(3)
+    assert f"; not judged, like for like: +0 [{-half:+.3g}, {half:+.3g}] |" in (tmp_path / "verdicts.md").read_text()
+
+
+def curve(seconds, steps=150):
+    return [{"seconds": seconds * i, "terms": {"nll": 10.0 - 0.01 * i}} for i in range(1, steps + 1)]
+
+
+@pytest.mark.parametrize(
+    ("moe", "coe", "gap"), [(1.0, 1.0, 0.0), (1.0, 2.0, 0.75), (1.0, 40.0, 1.38), (12.0, 1.0, -1.34)]
+)
+def test_losses_at_equal_time(moe, coe, gap):
+    """150 steps of one are the first 150, 75, 4 or, turned round, 12 of the other; means of the last 20 or fewer."""
+    assert block_coe.at_equal_time(curve(moe), curve(coe)) == pytest.approx(gap, abs=1e-9)
 
 
 def test_a_verdict_of_an_earlier_source_is_marked(written, tmp_path):

@@ -12,7 +12,8 @@
 
 `run` gives the paired observations of one seed: `method`, and one or more keys that begin with
 `control` ("control", "control/random mask"), all in the claim's unit; keys that begin with `cost/`
-say what it took (steps, tokens, forwards, bytes); other keys are reported and judged by nobody.
+say what it took (steps, tokens, forwards, bytes), as means over the seeds; those that begin with `also/` are
+differences that are published with their interval beside the verdict, and judged by nobody; other keys are kept.
 The claim holds only if it holds against every control. The effect is declared here, before the run.
 """
 

@@ -60,6 +60,13 @@ def _contrast(claim: Claim, name: str, observations: Sequence[Mapping[str, float
     return found
 
 
+def also(observations: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+    """One dict an `also/` key: its name, mean and interval; none from a single seed."""
+    names = [k for k in observations[0] if k.startswith("also/")] if len(observations) > 1 else []
+    found = [(n.removeprefix("also/"), paired_t([float(o[n]) for o in observations], LEVEL)) for n in names]
+    return [{"name": name, "mean": t.mean, "low": t.low, "high": t.high} for name, t in found]
+
+
 def _above_zero(diffs: Sequence[float]) -> float:
     """One-sided p-value of a mean of at most 0."""
     interval = paired_t(diffs)

@@ -115,11 +115,11 @@ def _beside(old: Mapping[str, Any] | None, made: dict[str, Any]) -> dict[str, An
 
     None if unseen seeds of an earlier source were more: the new ones wait until they are as many.
     """
-    nothing = {"seeds": [], "contrasts": [], "observations": {}, "cost": {}, "minutes": 0.0, "reason": ""}
+    nothing = {"seeds": [], "contrasts": [], "also": [], "observations": {}, "cost": {}, "minutes": 0.0, "reason": ""}
     record = old or {**made, **nothing}
     if len(record.get("unseen", {}).get("observations", {})) > len(made["observations"]):
         return None
-    names = ("seeds", "reason", "contrasts", "observations", "cost", "minutes", "source", "versions", "date")
+    names = ("seeds", "reason", "contrasts", "also", "observations", "cost", "minutes", "source", "versions", "date")
     return {**record, "unseen": {k: made[k] for k in names}}
 
 
@@ -164,6 +164,8 @@ def _evidence(r: Mapping[str, Any]) -> str:
     if r["contrasts"]:
         lacks = f"{shown}: " if shown else ""
         shown = f"{lacks}{_numbers(r)} {r['unit']} against {r['control']} ({asked} {r['effect']:g})"
+    for a in r.get("also", []):
+        shown += f"; not judged, {a['name']}: {a['mean']:+.3g} [{a['low']:+.3g}, {a['high']:+.3g}]"
     return shown + (_unseen(r, r["unseen"]) if "unseen" in r else "")
 
 

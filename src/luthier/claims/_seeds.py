@@ -77,6 +77,7 @@ class Seeds:
             "id": one.id, "sentence": one.sentence, "control": one.control, "relation": one.relation,
             "effect": one.effect, "unit": one.unit, "needed": one.seeds, "seeds": numbers, "reason": reason,
             "contrasts": [] if reason else _judge.contrasts(one, list(observations.values())),
+            "also": [] if reason else _judge.also(list(observations.values())),
             "observations": observations, "cost": cost(observations.values()), "minutes": round(minutes, 3),
             "source": self.source, "date": datetime.date.today().isoformat(),
             "versions": {"python": platform.python_version(), **{n: version(n) for n in PACKAGES}},

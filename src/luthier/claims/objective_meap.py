@@ -59,7 +59,7 @@ def _drawn(batch: Mapping[str, Any], ctx: Context) -> torch.Tensor:
 
 CLAIM = Claim(
     id="objective.meap",
-    sentence=f"Masked inputs raise the share of needles found in haystacks {LONG} times as long by 0.05.",
+    sentence=f"MEAP's pre-training form raises the share of needles found in haystacks {LONG} times as long by 0.05.",
     relation="above", effect=0.05, unit="share of questions", control="next token; random words for the masks",
     seeds=5, minutes=5, run=run, source="section 4, needle in a haystack and multi-document questions",
 )  # fmt: skip
