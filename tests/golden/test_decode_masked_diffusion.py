@@ -330,6 +330,23 @@ def test_a_user_may_fill():
     assert (filled[0], filled[2]) == (plain.tokens[0], plain.tokens[2]) and filled[1] != plain.tokens[1]
 
 
+def test_a_row_with_fewer_masks_keeps_its_tokens():
+    """Dream's code keeps in every row as many as the mean of the rows' masks has; here every row goes on by itself."""
+    method, model = MaskedDiffusion(max_new_tokens=LENGTH, budget=2), host(1)
+    plain, _ = run(method, prompts=PROMPTS[:2], model=model)
+    decoding = method.steps([(model, TOKENIZER)], PROMPTS[:2], Context(seed=0, step="golden"))
+    drafts = iter(decoding)
+    first = next(drafts)
+    given = torch.full((LENGTH,), 7)
+    given[-1] = MASK  # a user leaves one place of the second row open
+    first.canvas_BL[1] = given
+    masks = (first.canvas_BL == MASK).sum(1)
+    last = next(drafts)
+    assert masks.tolist() == [5, 1] and int(masks.sum() / 2) == 3, "Dream: 3 of 5, and 2 known tokens masked again"
+    assert not (last.canvas_BL == MASK).any() and (last.canvas_BL[1, :-1] == 7).all()
+    assert next(drafts, None) is None and decoding.trace().tokens[0] == plain.tokens[0]
+
+
 def test_masked_language_models_and_our_decoder():
     """BERT takes positions but cannot leave logits out; ours takes both. Batches are single prompts for both."""
     config = BertConfig(vocab_size=tiny.VOCAB, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,

@@ -101,13 +101,32 @@ def test_forms_part_at_the_first_step_of_adam():
     assert moved["scale"][1] == pytest.approx(0.01 / 3, rel=1e-3)
 
 
-def test_released_switch_builds_no_lns():
-    """The released layer's choice, restated: the words it compares NORM_TYPE with, after lower()."""
-    words = {
-        "pre", "scale_pre", "LNS", "post", "deeppost", "sandwich", "pre_post", "pre_sandwich", "post_pre",
-        "scale_post_pre", "scale_res_pre_norm", "pre_post_pre_post", "post_pre_post_pre", "mono", "mono_reverse",
-    }  # fmt: skip
-    assert "LNS".lower() not in words and "pre".lower() in words
+RELEASED = {
+    # line: the words that NORM_TYPE, lowered at 265 and 403, is compared with there; after the last one comes nothing
+    "__init__": {
+        292: "pre scale_pre LNS", 295: "post deeppost", 298: "sandwich", 303: "pre_post", 312: "pre_sandwich",
+        323: "post_pre scale_post_pre", 332: "scale_res_pre_norm", 337: "pre_post_pre_post", 346: "post_pre_post_pre",
+        355: "mono", 367: "mono_reverse",
+    },
+    "forward": {
+        405: "pre scale_pre", 427: "LNS", 456: "scale_res_pre_norm", 474: "post deeppost", 505: "sandwich",
+        526: "pre_post", 564: "pre_sandwich", 604: "post_pre scale_post_pre", 641: "mono", 705: "mono_reverse",
+        770: "post_pre_post_pre",
+    },
+}  # fmt: skip
+"""peft_pretraining/modeling_llama.py of lmsdss/LayerNorm-Scaling at 3ac54dd, class LlamaDecoderLayer."""
+
+
+@pytest.mark.parametrize(
+    ("word", "lines"), [("LNS", (None, None)), ("pre", (292, 405)), ("post_pre", (323, 604)), ("sandwich", (298, 505))]
+)
+def test_released_switch_builds_no_lns(word, lines):
+    """Which branches the released scripts' words reach: for "LNS" neither one that builds norms nor one that runs."""
+
+    def reached(table):
+        return next((line for line, words in table.items() if word.lower() in words.split()), None)
+
+    assert (reached(RELEASED["__init__"]), reached(RELEASED["forward"])) == lines
 
 
 def lns_model(dtype=torch.float32, form="scale", **sizes):
