@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from luthier.recipe_plan import Plan
 
 
-def _recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="a file, a run folder, or the name of a shipped recipe such as quickstart")
+def _recipe(parser: argparse.ArgumentParser, more: str = "") -> None:
+    taken = f"a file, a run folder, or the name of a shipped recipe such as quickstart{more}"
+    parser.add_argument("recipe", help=taken)
     parser.add_argument(
         "--set", action="append", default=[], metavar="STEP.KEY=VALUE", help="change one value, as often as wanted"
     )
@@ -24,16 +25,16 @@ def _recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def options_plan(parser: argparse.ArgumentParser) -> None:
-    _recipe(parser)
+    _recipe(parser, ", or a mergekit YAML")
     parser.add_argument("--json", action="store_true", help="the plan as JSON")
 
 
 def do_plan(args: argparse.Namespace) -> int:
-    from luthier.recipe import load
+    from luthier.cli_models import merge_recipe
     from luthier.recipe_inputs import Inputs
     from luthier.recipe_plan import plan
 
-    recipe = load(args.recipe, args.set)
+    recipe = merge_recipe(args.recipe, args.set)
     inputs = Inputs(recipe, args.folder or Path("runs") / recipe.name, lambda event: None)
     inputs.open()
     made = plan(recipe, inputs)
@@ -122,6 +123,8 @@ def show_plan(console: Console, made: Plan) -> None:
     )
     if made.free_memory and made.memory > made.free_memory:
         console.print("may not fit: more memory is needed than is free", style="yellow")
+    for note in dict.fromkeys(note for s in made.steps for note in s.notes):
+        console.print(f"note: {note}", style="yellow", soft_wrap=True, markup=False)
     for problem in made.problems:
         console.print(f"cannot work: {problem}", style="red", soft_wrap=True, markup=False)
 

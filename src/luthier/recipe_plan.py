@@ -44,6 +44,8 @@ class PlannedStep:
     memory: int = 0
     disk: int = 0
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    """what to know of the result beforehand"""
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ class _Planning:
         if size is None:
             return {}
         ready = not any(name in self.pending for name in names)
-        memory, seconds, disk = self.recipe.hardware.memory, 0.0, size.nbytes
+        memory, seconds, disk, notes = self.recipe.hardware.memory, 0.0, size.nbytes, ()
         if ready:
             from luthier.engine.runner import DTYPES
             from luthier.engine.stream import plan_transform
@@ -195,7 +197,7 @@ class _Planning:
                 threads=self.recipe.hardware.threads, dtype=DTYPES.get(step.dtype), layout=layout_of(step),
                 roles=self.inputs.secrets(step),
             )  # fmt: skip
-            memory, seconds, disk = made.memory_bytes, made.seconds, made.write_bytes
+            memory, seconds, disk, notes = made.memory_bytes, made.seconds, made.write_bytes, made.notes
         else:
             shapes = {(s.params, s.matrices) for s in known if s}
             if len(shapes) > 1:
@@ -205,6 +207,7 @@ class _Planning:
         seconds += self._seconds(step, flops, 4, size.width) if flops else START_SECONDS
         return {
             "params": size.params, "memory": max(memory, held), "disk": disk + kept, "seconds": seconds, "flops": flops,
+            "notes": notes,
         }  # fmt: skip
 
     def _calibration(self, step: Step, size: Size) -> tuple[float, int, int]:

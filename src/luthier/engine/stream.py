@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from luthier.checkpoint.adapter import Adapter, beneath, put_names
+from luthier.checkpoint.alike import doubts
 from luthier.checkpoint.card import put_card
 from luthier.checkpoint.header import CODES
 from luthier.checkpoint.reader import Checkpoint, TensorInfo
@@ -40,13 +41,14 @@ NS = 6.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What a Transform will write and need. seconds: a rough guess for one core."""
+    """What a Transform will write and need. seconds: a rough guess for one core.  notes: what to know of the result."""
 
     tensors: tuple[TensorInfo, ...]
     read_bytes: int
     write_bytes: int
     memory_bytes: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 def plan_transform(
@@ -64,7 +66,8 @@ def plan_transform(
     written = _written(_reference(base, experts), inputs, dtype)
     read = sum(info.nbytes for s in _sources(base, experts) for info in s.tensors.values())
     held = inputs.threads * inputs.held * 8
-    return Plan(written, read, sum(i.nbytes for i in written), held, inputs.count * (len(experts) + 1) * NS / 1e9)
+    seconds = inputs.count * (len(experts) + 1) * NS / 1e9
+    return Plan(written, read, sum(i.nbytes for i in written), held, seconds, (*spoken.notes, *inputs.notes))
 
 
 def run_transform(
@@ -120,7 +123,7 @@ def put_transform(
                 _copy(reference, info, writer)
     if isinstance(home, Adapter):
         put_names(folder)
-    return inputs.notes
+    return (*spoken.notes, *inputs.notes)
 
 
 def transform_tensors(
@@ -210,7 +213,8 @@ def _prepare(
     for expert in experts if not inputs.reads else ():
         _check_alike(reference, expert)
     check_shapes(inputs, method.id)
-    return inputs
+    doubtful = dict.fromkeys(note for expert in experts for note in doubts(reference, expert))
+    return replace(inputs, notes=(*inputs.notes, *doubtful))
 
 
 def _check_alike(reference: Source, expert: Source) -> None:
