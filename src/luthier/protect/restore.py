@@ -97,7 +97,7 @@ class Restore(Transform):
         dot_GF, length_GF = _products(at.pairs_F2, base_GHX, expert_GHX)
         z_GF = torch.where((dot_GF != 0) & (length_GF != 0), dot_GF / length_GF, 1.0)
         if at.normed:  # quarter turns, which all heads share up to the sign
-            swap_F = z_GF.imag.abs().sum(0) > z_GF.real.abs().sum(0)
+            swap_F = (z_GF.imag.abs() - z_GF.real.abs()).sum(0) > 0
             z_GF = torch.complex(z_GF.real.sign() * ~swap_F, z_GF.imag.sign() * swap_F)
             made = on_keys(turn, z_GF, turn.key_GHH, at.pairs_F2)
             better = self._better(base_GHX, expert_GHX, made.key_GHH, 0)
