@@ -68,7 +68,10 @@ def demo(id_: str) -> Demo:
     work: Callable[[Any], Rows] | None = next((w for shape, w in shown.items() if isinstance(method, shape)), None)
     if work is None:
         raise LuthierError(f"a {type(method).__mro__[1].__name__} has no demo", where=id_)
-    if isinstance(method, (Tune, Transform, Decode)):
+    needs = tuple(getattr(method, "needs", ())) if isinstance(method, Decode) else ()
+    if needs:
+        _filling(needs)
+    elif isinstance(method, (Tune, Transform, Decode)):
         _base()
     if isinstance(method, Measure):
         _answering()
