@@ -70,34 +70,27 @@ def measure(work: Path, key: Secret) -> list[dict]:
         seconds[what] = round(time.process_time() - began, 1)
         return Checkpoint.open(path)
 
-    plain = logits(tuned, ids)
-    rows = []
-    for dtype in ("fp32", "bf16"):
-        locked = made(f"lock, {dtype}", MergeLock().apply(model=tuned, key=key, dtype=dtype))
-        before, after = logits(tuned, ids, dtype), logits(locked, ids, dtype)
-        rows.append({
-            "what": f"locked, stored in {dtype}", "largest change of a logit": float((before - after).abs().max()),
-            "KL of its outputs": kl(plain, after), "KL of its merge": averaged(work, base, locked, ids, plain),
-            "distance": distance(locked, tuned) / change, "cpu_s": seconds[f"lock, {dtype}"],
-        })  # fmt: skip
-    own = logits(tuned, ids, "bf16")
-    rows.insert(0, {
-        "what": "not locked", "largest change of a logit": 0.0, "KL of its outputs": 0.0,
-        "KL of its merge": averaged(work, base, tuned, ids, plain), "distance": 0.0,
-    })  # fmt: skip
-    rows.insert(1, {
-        "what": "not locked, computed in bf16", "largest change of a logit": float((own - plain).abs().max()),
-        "KL of its outputs": kl(plain, own),
-    })  # fmt: skip
+    plain, own = logits(tuned, ids), logits(tuned, ids, "bf16")
+
+    def row(what: str, model: Checkpoint, step: str = "", unlocked: torch.Tensor = plain, dtype: str = "fp32") -> dict:
+        after = logits(model, ids, dtype)
+        return {
+            "what": what, "largest change of a logit": float((unlocked - after).abs().max()),
+            "KL of its outputs": kl(plain, after), "KL of its merge": averaged(work, base, model, ids, plain),
+            "distance": distance(model, tuned) / change, **({"cpu_s": seconds[step]} if step else {}),
+        }  # fmt: skip
+
+    lock, opened = MergeLock(), MergeLock(invert=True)
+    rows = [row("not locked", tuned), row("not locked, computed in bf16", tuned, dtype="bf16")]
+    locked = made("lock, fp32", lock.apply(model=tuned, key=key, dtype="fp32"))
+    rows.append(row("locked, stored in fp32", locked, "lock, fp32"))
+    locked = made("lock, bf16", lock.apply(model=tuned, key=key))
+    rows.append(row("locked, stored and computed in bf16", locked, "lock, bf16", own, "bf16"))
+    back = made("unlock", opened.apply(model=locked, key=key, dtype="fp32"))
+    rows.append(row("locked in bf16, unlocked with the key", back, "unlock"))
     for fit in ("least_squares", "procrustes"):
         back = made(f"restore, {fit}", Restore(fit=fit).apply(base=base, experts=[locked], dtype="fp32"))
-        after = logits(back, ids)
-        rows.append({
-            "what": f"locked in bf16, restored by {fit.replace('_', ' ')}",
-            "largest change of a logit": float((plain - after).abs().max()), "KL of its outputs": kl(plain, after),
-            "KL of its merge": averaged(work, base, back, ids, plain), "distance": distance(back, tuned) / change,
-            "cpu_s": seconds[f"restore, {fit}"],
-        })  # fmt: skip
+        rows.append(row(f"locked in bf16, restored by {fit.replace('_', ' ')}", back, f"restore, {fit}"))
     return rows
 
 
