@@ -114,6 +114,7 @@ WRONG = [
     (Linear(), False, (((0, 0, 5),),), r"slices\[0\]: layers \[0, 5\] of a model that has 4"),
     (Linear(), False, (((0, 0, 2), (1, 0, 3)),), r"slices\[0\]: the stretches have different lengths: \[2, 3\]"),
     (TaskArithmetic(), True, (((0, 0, 2), (1, 0, 2)),), r"slices\[0\]: lacks the base"),
+    (TaskArithmetic(), True, (((None, 0, 2),),), r"slices\[0\]: names no expert"),
     (Ties(), True, (((None, 0, 2), (0, 0, 2), (1, 0, 2)), ((None, 2, 3), (0, 2, 3))),
      r"slices\[1\]: names 1 of 2 experts; merge.ties must see all of them together"),
 ]  # fmt: skip

@@ -168,6 +168,11 @@ for what, text, says in (
     case(f"set: {what}", lambda here, text=text: [*recipe(CERTIFY)(here), "--set", text], says)
 
 KIT = "merge_method: linear\nmodels:\n  - {model: ./good, parameters: {weight: 1}}\n"
+ENDLESS = """merge_method: linear
+slices:
+  - sources:
+      - {model: ./good, layer_range: [0, 999999999], parameters: {weight: 1}}
+"""
 for what, text, says in (
     ("another method", KIT.replace("linear", "evil"), "m.yaml:1: unknown merge_method 'evil'"),
     ("a method that is a list", KIT.replace("linear", "[linear]"), "m.yaml:1: unknown merge_method"),
@@ -181,7 +186,9 @@ for what, text, says in (
     ("billion laughs", "merge_method: linear\n" + LAUGHS, "use fewer aliases"),
     ("a Python object", KIT + "dtype: !!python/name:os.system\n", "m.yaml:4: tag"),
     ("dtype a list", KIT + "dtype: [float32]\n", "m.yaml:4: unknown dtype"),
-    ("slices", KIT + "slices: []\n", "m.yaml:4: 'slices' is not taken over"),
+    ("slices beside models", KIT + "slices: []\n", "give models or slices, one of them"),
+    ("layers without end", ENDLESS, "m.yaml:4: there are no layers [0, 999999999]"),
+    ("modules", KIT + "modules: {}\n", "m.yaml:4: 'modules' is not taken over"),
     ("parameters a list", KIT + "parameters: [1]\n", "m.yaml:4: expected a map"),
     ("a filter of stars", KIT.replace("weight: 1", f"weight: [{{filter: '{'*a' * 200}', value: 1}}]"), "m.yaml:3"),
     ("a base that is a number", KIT + "base_model: 3\n", "m.yaml:4: expected the name"),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.engine.mergekit_numbers import Marked, Path, Site, at, setting
-from luthier.errors import LuthierError, unknown
+from luthier.errors import LuthierError, said, unknown
 
 KEYS = (
     "merge_method", "models", "slices", "base_model", "parameters", "dtype", "out_dtype", "tokenizer_source",
@@ -51,6 +51,8 @@ METHODS = {
     "della": Way("merge.della", {"vote": "plus"}, _DELLA, normalize=True, rescale=True),
     "della_linear": Way("merge.della", {"vote": "none"}, _DELLA, rescale=True),
 }
+MOST_LAYERS = 10_000
+"""of a model; what a slice takes of them is written out layer by layer"""
 WHOLE = ("linear", "passthrough")
 """Methods that merge models rather than changes, so that the base is one of them."""
 
@@ -216,7 +218,9 @@ def _entries(marked: Marked, path: Path, what: str) -> list[Path]:
 def _range(marked: Marked, path: Path) -> list[int]:
     value = at(marked.value, path)
     if not isinstance(value, list) or len(value) != 2 or not all(type(v) is int for v in value):
-        raise LuthierError(f"expected [FIRST, PAST THE LAST], got {value!r}", where=marked.where(*path))
+        raise LuthierError(f"expected [FIRST, PAST THE LAST], got {said(value)}", where=marked.where(*path))
+    if not 0 <= value[0] < value[1] <= MOST_LAYERS:
+        raise LuthierError(f"there are no layers {value}", where=marked.where(*path))
     return value
 
 

@@ -72,6 +72,8 @@ def _check(number: int, piece: Slice, models: Mapping[int | None, _Layers], meth
                                do=f"give [FIRST, PAST THE LAST] within [0, {count}]")  # fmt: skip
     if "base" in method.roles and None not in named:
         raise LuthierError("lacks the base", where=where, do=f"{method.id} needs it in every slice")
+    if all(m is None for m in named):
+        raise LuthierError("names no expert", where=where, do="there is nothing to merge in it")
     experts = sum(m is not None for m in models)
     if len([m for m in named if m is not None]) < experts and not method.partial:
         what = f"names {len(named) - (None in named)} of {experts} experts"

@@ -100,8 +100,8 @@ def put_transform(
     reference = _reference(spoken.base, spoken.experts)
     written = _written(reference, inputs, dtype)
     home = next(s for s in _sources(base, experts) if isinstance(s, Checkpoint))
-    typed = dtype and not isinstance(home, Adapter)  # whose config says nothing of it
-    config = spoken.config(config_with_dtype(inputs.config, dtype) if typed else dict(inputs.config))
+    said = None if isinstance(home, Adapter) else dtype  # an adapter's config says nothing of it
+    config = spoken.config(config_with_dtype(inputs.config, said) if said else dict(inputs.config))
     for note in spoken.notes:
         ctx.emit("log", text=note)
     ctx = calibration.opened(method, base, experts, ctx)
@@ -140,7 +140,7 @@ def transform_tensors(
     origin = base if base is not None else experts[0]
     made = {n: t.clone() for n, t in origin.items() if not t.is_floating_point()}
     made |= {n: torch.empty(info.shape, dtype=info.dtype) for n, info in inputs.tensors.items()}
-    with _scratch(calibration.given(method, len(experts), ctx)) as ctx:
+    with _one_thread_each(), _scratch(calibration.given(method, len(experts), ctx)) as ctx:
         seen = ctx.with_(survey=method.survey(inputs, ctx))
         for given in inputs.pieces():
             for piece, result in _transformed(method, given, seen):
