@@ -267,7 +267,7 @@ def _talker(args: argparse.Namespace) -> tuple[Any, Any, Any]:
 
 
 def bar(what: str) -> Any:
-    """A context that gives a `watch`, which draws one progress bar on standard error."""
+    """A context that gives a `watch`, which draws one progress bar on standard error and prints what is logged."""
     from contextlib import contextmanager
 
     from rich.console import Console
@@ -282,6 +282,8 @@ def bar(what: str) -> Any:
             def watch(event: Mapping[str, Any]) -> None:
                 if event["kind"] == "progress":
                     bars.update(task, completed=event["done"], total=event["total"], description=event["what"] or what)
+                elif event["kind"] == "log":
+                    console.print(str(event["text"]), markup=False, highlight=False, soft_wrap=True)
 
             yield watch
 
