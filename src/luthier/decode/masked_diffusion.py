@@ -60,12 +60,6 @@ class MaskedDiffusion(Decode):
 
     needs = ("mask_token", "bidirectional")
     reduces_to = Reduces({"budget": 1}, "transformers.fill_mask")
-    departures = (
-        "DreamLM/Dream (generation_utils.py of the checkpoint Dream-v0-Instruct-7B, quoted in the repository's issue"
-        " 35): how many tokens a pass keeps is the mean over the batch's rows of their masks, so a row with fewer masks"
-        " has known tokens masked again and one with more stays open; the paper's steps are a sequence's own"
-        " (tests/golden/test_decode_masked_diffusion.py::test_a_row_with_fewer_masks_keeps_its_tokens)",
-    )
 
     def check(self) -> None:
         if self.threshold is not None and self.budget is not None:
