@@ -207,7 +207,8 @@ def test_unseen_seeds_do_not_replace_a_verdict_of_earlier_code(written, tmp_path
     assert (tmp_path / "verdicts.md").read_text().count("of an earlier source") == 1
 
 
-def test_unseen_seeds_leave_the_kept_ones_of_the_claim(written, tmp_path):
+def stopped_before_its_last_seed(written, tmp_path):
+    """A claim of three seeds, stopped at the third; the list of seeds that are done, which grows with the next run."""
     done = []
 
     def run(seed, ctx):
@@ -219,6 +220,11 @@ def test_unseen_seeds_leave_the_kept_ones_of_the_claim(written, tmp_path):
     written["toy.one"] = make(run, seeds=3)
     with pytest.raises(KeyboardInterrupt):
         reproduce(["toy.one"], tmp_path)
+    return done
+
+
+def test_unseen_seeds_leave_the_kept_ones_of_the_claim(written, tmp_path):
+    done = stopped_before_its_last_seed(written, tmp_path)
     reproduce(["toy.one"], tmp_path, seeds=[7, 8, 9])
     reproduce(["toy.one"], tmp_path)
     assert done == [0, 1, 7, 8, 9, 2] and not (tmp_path / "verdicts.partial.json").exists()
@@ -242,17 +248,7 @@ def test_a_budget_runs_unseen_seeds_that_are_due(written, tmp_path):
 
 
 def test_a_stopped_claim_goes_on_at_the_next_seed(written, tmp_path):
-    done = []
-
-    def run(seed, ctx):
-        if seed == 2 and len(done) == 2:
-            raise KeyboardInterrupt
-        done.append(seed)
-        return {"method": 2.0 + seed, "control": 1.0}
-
-    written["toy.one"] = make(run, seeds=3)
-    with pytest.raises(KeyboardInterrupt):
-        reproduce(["toy.one"], tmp_path)
+    done = stopped_before_its_last_seed(written, tmp_path)
     assert done == [0, 1] and not (tmp_path / "verdicts.json").exists()
     done.append("stopped")
     (record,) = reproduce(["toy.one"], tmp_path)

@@ -76,29 +76,28 @@ def write_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
 
 def write_file(path: Path, text: str) -> Path:
     """Put a text in a file's place in one step; LuthierError, and the old file, where the disk refuses."""
-    temp = _beside(path)
-    try:
-        sweep(path.parent, path.name)
+    with _replacing(path) as temp:
         temp.write_text(text, encoding="utf-8")
-        os.replace(temp, path)
-    except OSError as error:
-        raise disk_fault(error, path) from None
-    finally:
-        with suppress(OSError):
-            temp.unlink(missing_ok=True)
     return path
 
 
 @contextmanager
 def write_binary(path: Path) -> Iterator[Path]:
     """A temporary sibling of the file `path` to write; synced, it becomes `path` when the block ends without error."""
-    temp = _beside(path)
-    try:
+    with _replacing(path) as temp:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent, path.name)
         yield temp
         with temp.open("rb") as file:
             os.fsync(file.fileno())
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary sibling that takes the place of `path` when the block ends without an error."""
+    temp = _beside(path)
+    try:
+        sweep(path.parent, path.name)
+        yield temp
         os.replace(temp, path)
     except OSError as error:
         raise disk_fault(error, path) from None
