@@ -13,16 +13,22 @@ from luthier.errors import LuthierError
 
 Terms = tuple[tuple[tuple[int, ...], str], ...]
 """A polynomial as data: (exponents, coefficient) of each term, the coefficient as "3" or "-2/7"."""
+Squares = tuple[tuple[str, Terms], ...]
+"""A weighted sum of squares as data: (weight, what is squared)."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a Certify returns: a verdict on a polynomial, and what proves it, as plain data.
+    """What a Certify returns: a verdict on a polynomial p, and what proves it, as plain data.
 
-    status: `exact` (the sum of weight * square^2 over `squares` is the polynomial), `not_sos` (it is
-    negative at `point`, or `functional` is nonnegative on every square over `basis`, which holds all
-    monomials a square may have, and negative on it), `numeric` (a sum of squares to the solver's
-    tolerance, which is no proof) or `unknown`.  reason: one line.  tried: what was tried, in order.
+    status: `exact` (the identity below holds, so that p >= bound where all `nonneg` are >= 0 and all `zero`
+    are 0), `not_sos` (p < bound at `point`; or `functional` is nonnegative on every square over `basis`, which
+    holds all monomials a square may have, and negative on p - bound), `numeric` (the identity to the solver's
+    tolerance, which is no proof) or `unknown`.  An `exact` one with a functional proves both: p >= bound, and
+    p - bound itself is no sum of squares.  reason: one line.  tried: what was tried, in order.
+
+    The identity, (squares) being the sum of weight * terms^2:
+    (multiplier)(p - bound) = (squares) + sum of (weighted squares) * product of some nonneg + sum of cofactor * zero
     """
 
     status: str
@@ -33,6 +39,19 @@ class Certificate:
     basis: tuple[tuple[int, ...], ...] = ()
     functional: Terms = ()
     point: tuple[str, ...] = ()
+    bound: str = "0"
+    nonneg: tuple[Terms, ...] = ()
+    """polynomials that are >= 0 where the claim is made"""
+    zero: tuple[Terms, ...] = ()
+    """polynomials that are 0 there"""
+    multiplier: Squares = ()
+    """a sum of squares that p - bound is multiplied by; none means 1"""
+    weighted: tuple[tuple[tuple[int, ...], Squares], ...] = ()
+    """(which of nonneg, multiplied together; the squares they are multiplied by)"""
+    cofactors: tuple[Terms, ...] = ()
+    """what each of `zero` is multiplied by"""
+    minimisers: tuple[tuple[str, ...], ...] = ()
+    """points where p is about as low as the bound; no part of the proof"""
     tried: tuple[str, ...] = ()
     numbers: Mapping[str, float] = field(default_factory=dict)
     """sizes, and what the solver reported"""

@@ -2,11 +2,19 @@
 
 What is checked:
 
-    exact     every weight is positive, and the weighted squares, multiplied out, are the polynomial
-    not_sos   either the polynomial is negative at the point; or, with a functional L:
+    exact     q (p - bound) = s + sum of s_k G_k + sum of c_j h_j, multiplied out, where p is the polynomial, q the
+              sum of the squares in `multiplier` (1 if there are none), s those of `squares`, each s_k squares times a
+              product G_k of the `nonneg`, c_j any polynomials times the `zero`; all weights are positive; q is not 0,
+              and with nonneg or zero it holds a constant square, lest it vanish where they meet
+    not_sos   either p is below the bound at the point, where the nonneg are not negative and the zero are 0;
+              or, for p - bound without nonneg and zero, with a functional L:
               1. no polynomial whose square may occur holds a monomial outside `basis`
               2. L of squares of the basis is never negative (its moment matrix is positive semidefinite)
               3. L of the polynomial is negative; were it a sum of squares, 1 and 2 would forbid that
+
+An exact certificate with a functional says both: p is not below the bound, and p - bound is no sum of squares.
+Where q is positive the identity gives p >= bound; without constraints q, a polynomial that is not 0, is positive
+on a dense set, and p is continuous.
 
 Step 1 starts from the box that halves the polynomial's exponents and degrees, and strikes out a monomial
 a while 2a is neither an exponent of the polynomial nor the sum of two others that are left.
@@ -46,16 +54,22 @@ def _check(certificate: Mapping[str, Any]) -> None:
     count = len(certificate["variables"])
     if count > MOST_VARIABLES:
         raise Refused(f"more than {MOST_VARIABLES} variables")
-    polynomial = _terms(certificate["polynomial"], count)
+    bound = _number(certificate.get("bound", "0"))
+    zero = (0,) * count
+    least = _sum(_terms(certificate["polynomial"], count), {zero: -bound})
+    nonneg = [_terms(g, count) for g in certificate.get("nonneg", ())]
+    zeros = [_terms(h, count) for h in certificate.get("zero", ())]
     status = certificate["status"]
     if status == "exact":
-        _squares(polynomial, certificate["squares"], count)
+        _identity(least, certificate, nonneg, zeros, count)
     elif status == "not_sos" and certificate["point"]:
-        _point(polynomial, [_number(x) for x in certificate["point"]], count)
-    elif status == "not_sos":
-        _functional(polynomial, certificate, count)
-    else:
+        _point(least, [_number(x) for x in certificate["point"]], nonneg, zeros)
+    elif status != "not_sos":
         raise Refused(f"a certificate that says {status!r} proves nothing")
+    if (status == "not_sos" and not certificate["point"]) or certificate["functional"]:
+        if nonneg or zeros:
+            raise Refused("a functional proves nothing where there are constraints")
+        _functional(least, certificate, count)
 
 
 def _number(text: Any) -> Fraction:
@@ -85,39 +99,87 @@ def _terms(pairs: Any, count: int) -> Terms:
     return {m: c for m, c in found.items() if c}
 
 
-def _squares(polynomial: Terms, squares: Any, count: int) -> None:
-    total: Terms = {}
-    if sum(len(pairs) ** 2 for _, pairs in squares) > MOST_PRODUCTS:
+def _identity(least: Terms, certificate: Mapping[str, Any], nonneg: list[Terms], zeros: list[Terms], count: int) -> None:
+    room = [MOST_PRODUCTS]
+    multiplier = certificate.get("multiplier", ())
+    total = _squares(certificate["squares"], count, room)
+    for which, squares in certificate.get("weighted", ()):
+        if len(set(which)) < len(which) or any(type(k) is not int or not 0 <= k < len(nonneg) for k in which):
+            raise Refused(f"{str(which)[:40]} names no product of the constraints")
+        product = _squares(squares, count, room)
+        for k in which:
+            product = _times(product, nonneg[k], room)
+        total = _sum(total, product)
+    cofactors = certificate.get("cofactors", ())
+    if len(cofactors) not in (0, len(zeros)):
+        raise Refused(f"{len(cofactors)} cofactors for {len(zeros)} equations")
+    for cofactor, h in zip(cofactors, zeros, strict=False):
+        total = _sum(total, _times(_terms(cofactor, count), h, room))
+    if multiplier:
+        factor = _squares(multiplier, count, room)
+        steady = any(set(_terms(pairs, count)) == {(0,) * count} for _, pairs in multiplier)
+        if not factor or ((nonneg or zeros) and not steady):
+            raise Refused("the multiplier may vanish")
+        least = _times(factor, least, room)
+    for monomial in total.keys() | least.keys():
+        if total.get(monomial, 0) != least.get(monomial, 0):
+            raise Refused(f"the squares do not add up to the polynomial at {monomial}")
+
+
+def _sum(left: Terms, right: Terms) -> Terms:
+    total = {m: left.get(m, Fraction(0)) + right.get(m, Fraction(0)) for m in left.keys() | right.keys()}
+    return {m: c for m, c in total.items() if c}
+
+
+def _times(left: Terms, right: Terms, room: list[int]) -> Terms:
+    """The product. room: how many products of terms are still allowed."""
+    room[0] -= len(left) * len(right)
+    if room[0] < 0:
         raise Refused(f"more than {MOST_PRODUCTS} products of terms")
+    (a, above), (b, below) = _whole(left), _whole(right)
+    found: dict[Monomial, int] = {}
+    for one, x in a:
+        for other, y in b:
+            key = tuple(e + f for e, f in zip(one, other, strict=True))
+            found[key] = found.get(key, 0) + x * y
+    return {m: Fraction(c, above * below) for m, c in found.items() if c}
+
+
+def _whole(terms: Terms) -> tuple[list[tuple[Monomial, int]], int]:
+    """Whole coefficients and what they are divided by."""
+    common = lcm(*(c.denominator for c in terms.values()))
+    return [(m, int(c * common)) for m, c in terms.items()], common
+
+
+def _squares(squares: Any, count: int, room: list[int]) -> Terms:
+    """The weighted squares, added up."""
+    total: Terms = {}
     for weight, pairs in squares:
         scale = _number(weight)
         if scale <= 0:
             raise Refused("a square has a weight that is not positive")
         terms = _terms(pairs, count)
-        common = lcm(*(c.denominator for c in terms.values()))
-        whole = [(m, int(c * common)) for m, c in terms.items()]
-        product: dict[Monomial, int] = {}
-        for left, x in whole:
-            for right, y in whole:
-                key = tuple(a + b for a, b in zip(left, right, strict=True))
-                product[key] = product.get(key, 0) + x * y
-        for key, value in product.items():
-            total[key] = total.get(key, Fraction(0)) + scale * Fraction(value, common * common)
-    for monomial in total.keys() | polynomial.keys():
-        if total.get(monomial, 0) != polynomial.get(monomial, 0):
-            raise Refused(f"the squares do not add up to the polynomial at {monomial}")
+        for monomial, c in _times(terms, terms, room).items():
+            total[monomial] = total.get(monomial, Fraction(0)) + scale * c
+    return {m: c for m, c in total.items() if c}
 
 
-def _point(polynomial: Terms, point: list[Fraction], count: int) -> None:
-    if len(point) != count:
-        raise Refused(f"the point has {len(point)} coordinates, not {count}")
+def _point(least: Terms, point: list[Fraction], nonneg: list[Terms], zeros: list[Terms]) -> None:
+    if any(_at(g, point) < 0 for g in nonneg) or any(_at(h, point) for h in zeros):
+        raise Refused("the constraints do not hold at the point")
+    if _at(least, point) >= 0:
+        raise Refused("the polynomial is not negative at the point")
+
+
+def _at(terms: Terms, point: list[Fraction]) -> Fraction:
     value = Fraction(0)
-    for monomial, coefficient in polynomial.items():
+    for monomial, coefficient in terms.items():
+        if len(point) != len(monomial):
+            raise Refused(f"the point has {len(point)} coordinates, not {len(monomial)}")
         for x, exponent in zip(point, monomial, strict=True):
             coefficient *= x**exponent
         value += coefficient
-    if value >= 0:
-        raise Refused("the polynomial is not negative at the point")
+    return value
 
 
 def _functional(polynomial: Terms, certificate: Mapping[str, Any], count: int) -> None:

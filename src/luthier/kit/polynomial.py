@@ -77,12 +77,12 @@ def canonical(variables: Sequence[str], terms: Terms) -> Polynomial:
         if common.bit_length() > MAX_BITS:
             raise LuthierError(f"the coefficients' common denominator has more than {MAX_BITS} bits")
     used = [i for i in range(len(variables)) if any(exponents[i] for exponents in terms)]
-    order = sorted(used, key=lambda i: _natural(variables[i]))
+    order = sorted(used, key=lambda i: natural(variables[i]))
     moved = [(tuple(exponents[i] for i in order), c) for exponents, c in terms.items()]
     return Polynomial(tuple(variables[i] for i in order), tuple(sorted(moved, key=lambda t: _rank(t[0]))))
 
 
-def _natural(name: str) -> tuple:
+def natural(name: str) -> tuple:
     """x2 before x10."""
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part)
 
