@@ -44,7 +44,8 @@ def said(capsys, *words):
     return code, out, err
 
 
-@pytest.mark.parametrize("words", [["list"], ["show", "merge.ties"], ["plan", "--help"], ["run", "--help"], ["--help"]])
+@pytest.mark.parametrize("words", [["list"], ["show", "merge.ties"], ["plan", "--help"], ["run", "--help"],
+                                   ["certify", "--help"], ["--help"]])  # fmt: skip
 def test_light_commands_import_nothing_heavy(words):
     code = (
         "import sys\nfrom luthier.cli import main\n"
@@ -182,6 +183,28 @@ WRONG = [
     (["generate", "base", "hello", "--use", "eval.compare"], "is of shape Measure, not Decode"),
     (["chat", "base", "--device", "gpu"], "unknown device 'gpu'"),
     (["test", "merge.tie"], "did you mean 'merge.ties'?"),
+    (["certify"], "name a polynomial, a file of them, or --verify a file"),
+    (["certify", "x +"], "column 4: the polynomial ends too soon"),
+    (["certify", "-x^2+1"], "unknown option '-x^2+1'; put -- before a word that begins with a minus"),
+    (["certify", "x", "--nonneg", "y", "--nonneg", "1^^"], "nonneg 2: column 3"),
+    (["certify", "x", "--where", "x > 0"], "--where x > 0: column 3: '>' has no meaning in a constraint; write >="),
+    (["certify", "x", "--timeout", "soon"], "--timeout: 'soon' is no time; write 30s, 5m or 1h"),
+    (["certify", "x", "--timeout", "0"], "'0' is no time"),
+    (["certify", "x", "--set", "bit=3"], "unknown field 'bit'; did you mean 'bits'?"),
+    (["certify", "x", "--set", "bits"], "expected FIELD=VALUE"),
+    (["certify", "x", "--use", "merge.ties"], "--use: merge.ties is no Certify"),
+    (["certify", "x", "--use", "sos.certfy"], "did you mean 'sos.certify'?"),
+    (["certify", "x", "--json", "--lean"], "not allowed with argument"),
+    (["certify", "x", "--jobs", "2"], "--jobs: is for a file of problems"),
+    (["certify", "none.txt", "--out", "r.jsonl"], "none.txt: no such file"),
+    (["certify", "book.txt"], "name a file for the results; add --out"),
+    (["certify", "book.txt", "--out", "book.txt"], "the results would go into the problems"),
+    (["certify", "book.txt", "--out", "no/r.jsonl"], "no/r.jsonl: cannot be written (No such file or directory)"),
+    (["certify", "book.txt", "--out", "r.jsonl", "--zero", "x"], "--zero: is for one polynomial"),
+    (["certify", "book.txt", "--out", "r.jsonl", "--jobs", "0"], "--jobs: expected a whole number from 1"),
+    (["certify", "--verify", "none.jsonl"], "none.jsonl: cannot be read (No such file or directory)"),
+    (["certify", "--verify", "book.txt"], "book.txt:1: is no result of luthier certify"),
+    (["certify", "x", "--verify", "book.txt"], "--verify: takes no problem"),
     (["reproduce"], "name a method, or --all"),
     (["reproduce", "--all", "--budget", "soon"], "--budget: 'soon' is no time; write 90s, 60m or 2h"),
     (["reproduce", "merge.tie"], "unknown claim 'merge.tie'"),

@@ -3,12 +3,13 @@
 import contextlib
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.errors import LuthierError
-from luthier.kit.polynomial import MAX_BITS, Polynomial, polynomial
+from luthier.kit.polynomial import MAX_BITS, Polynomial, polynomial, relations
 
 X = ("x", "y")
 
@@ -112,6 +113,101 @@ def test_hostile_text_is_refused(text, says):
     """Each within a second or so: what a text may cost is counted, not timed."""
     with pytest.raises(LuthierError, match=says):
         polynomial(text)
+
+
+def exps(*rows):
+    return np.array(rows)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.array([[1, 0, 2], [0, 0, 0], [3, 0, 0.1]]), "1/10*x1^2*x2^2 + 3*x1^2 + 2*x2^2 + 1"),
+        (np.array([0, 0, 5]), "5*x1^2"),
+        (np.array(3), "3"),
+        (np.zeros((2, 3)), "0"),
+        (np.zeros(0), "0"),
+        (np.array([0.1, 0.3], dtype=np.float32), "3/10*x1 + 1/10"),
+        (np.array([Fraction(1, 3), 2], dtype=object), "2*x1 + 1/3"),
+        (np.array([[[0, 1]]], dtype=np.int8), "x3"),
+        (np.float32(0.1), "1/10"),
+        ((exps([2, 0], [0, 2], [2, 0]), np.array([1.5, 2, 1])), "5/2*x1^2 + 2*x2^2"),
+        (([[2, 0], (0, 2)], [1, "1/3"]), "x1^2 + 1/3*x2^2"),
+        (([[1], [1]], [1, -1]), "0"),
+        (([], []), "0"),
+    ],
+)
+def test_arrays(value, expected):
+    assert str(polynomial(value)) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (np.array(["x"]), "holds no coefficients"),
+        (np.array([1j]), "holds no coefficients"),
+        (np.array([True]), "holds no coefficients"),
+        (np.array([np.nan]), "nan is no rational number"),
+        (np.array([np.inf]), "inf is no rational number"),
+        (np.array([None], dtype=object), "no rational number"),
+        (np.ones((30, 30, 30)), "27000 terms"),
+        (np.eye(1, 300, 299)[0], "degree 299"),
+        ((2, 0), "a pair that is no"),
+        ((np.array(3), 2), "a pair that is no"),
+        (([[2, 0]], [1, 2]), "1 rows of exponents and 2"),
+        ((exps([-1]), [1]), "no tuple of exponents"),
+        ((exps([1.0]), [1]), "no tuple of exponents"),
+        ((exps([10**9]), [1]), "degree 1000000000"),
+        ((np.zeros((1, 300), int), [1]), "300 variables"),
+        ((exps([1], [2])[0], [1]), "is no row of exponents"),
+        ((np.ones((2, 3, 4)), [1, 1]), "is no row of exponents"),
+        ((np.zeros((20_001, 1), int), np.ones(20_001)), "at most 20000"),
+        (([[1], [1, 2]], [1, 1]), "exponents of 1 and of 2 variables"),
+        ([1, 2], "expected a polynomial"),
+    ],
+)
+def test_arrays_that_hold_no_polynomial(value, says):
+    with pytest.raises(LuthierError, match=says) as caught:
+        polynomial(value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sign", "expected"),
+    [
+        ("1 - x^2 >= 0", ">=", ["-x^2 + 1"]),
+        ("x^2 <= 1", ">=", ["-x^2 + 1"]),
+        ("0 <= x <= y", ">=", ["x", "-x + y"]),
+        ("1 >= x >= y", ">=", ["-x + 1", "x - y"]),
+        ("x = y", "=", ["x - y"]),
+        ("x == y = z2", "=", ["x - y", "y - z2"]),
+        ("x >= x", ">=", ["0"]),
+    ],
+)
+def test_relations(text, sign, expected):
+    assert relations(text)[0] == sign
+    assert [str(p) for p in relations(text)[1]] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x", "holds no relation"),
+        ("x > 0", "column 3: '>' has no meaning in a constraint; write >="),
+        ("x ≤ 0", "column 3: '≤' has no meaning in a constraint; write <="),
+        ("x <= y = z", "do not go together"),
+        ("0 <= x >= y", "do not go together"),
+        ("x >= ", "column 6: the polynomial ends too soon"),
+        ("x >= y >= 2 +* 3", "column 14: '*' does not fit"),
+        ("1" + ">=1" * 9, "do not go together"),
+        ("x >= " + "y+" * 60_000, "120005 characters"),
+        ("", "holds no relation"),
+    ],
+)
+def test_relations_that_are_none(text, says):
+    with pytest.raises(LuthierError) as caught:
+        relations(text)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_large_but_honest_text_is_read():

@@ -7,7 +7,7 @@ from typing import Any
 from luthier.errors import LuthierError
 
 __version__ = "0.1.0"
-__all__ = ["LuthierError", "__version__", "load", "run"]
+__all__ = ["LuthierError", "__version__", "certify", "load", "lower_bound", "run"]
 
 
 def load(id: str, **fields: Any) -> Any:
@@ -22,3 +22,21 @@ def run(recipe: Any, **options: Any) -> Any:
     from luthier.recipe_run import run as _run
 
     return _run(recipe, **options)
+
+
+def certify(p: Any, nonneg: Any = (), zero: Any = (), **fields: Any) -> Any:
+    """A certificate that p >= 0 where all `nonneg` are >= 0 and all `zero` are 0, or why there is none.
+
+    p and the constraints: text such as "x^4 - x*y + 1/3", SymPy, {(2, 0): 1}, a NumPy array of coefficients, or a
+    pair (exponents, coefficients). fields: those of `sos.certify`.
+    """
+    from luthier.engine.certify import certify as _certify
+
+    return _certify(p, nonneg, zero, **fields)
+
+
+def lower_bound(p: Any, nonneg: Any = (), zero: Any = (), **fields: Any) -> Any:
+    """The certificate of the largest lower bound of p that is found: its `bound`, a fraction as text."""
+    from luthier.engine.certify import lower_bound as _lower_bound
+
+    return _lower_bound(p, nonneg, zero, **fields)

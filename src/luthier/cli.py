@@ -13,11 +13,12 @@ import errno
 import gc
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from luthier.errors import LuthierError, unknown
+from luthier.errors import LuthierError, said, unknown
 
 VERBS = {
     "list": ("cli_show", "the methods there are"),
@@ -33,6 +34,7 @@ VERBS = {
     "diff": ("cli_diff", "what changed between two checkpoints, by role and layer"),
     "generate": ("cli_models", "continue prompts"),
     "chat": ("cli_models", "talk to a model"),
+    "certify": ("cli_certify", "prove that a polynomial is nowhere negative, or a file of many; bounds, constraints"),
     "demo": ("cli_checks", "some seconds of a method beside what it reduces to, on a tiny model"),
     "test": ("cli_checks", "check a method against its contract"),
     "reproduce": ("cli_checks", "run the claims of methods and rebuild the table of verdicts"),
@@ -50,6 +52,9 @@ class Parser(argparse.ArgumentParser):
         if left:
             known = [o for action in self._actions for o in action.option_strings if o.startswith("--")]
             option = next((w for w in left if w.startswith("-")), None)
+            if option and re.match(r"-[^-].*\S", option):
+                raise LuthierError(f"unknown option {said(option)}", where=self.prog,
+                                   do="put -- before a word that begins with a minus")  # fmt: skip
             if option:
                 raise unknown("option", option.split("=")[0], known, where=self.prog)
             raise LuthierError(f"unexpected {left[0]!r}", where=self.prog, do=f"see {self.prog} --help")

@@ -1,4 +1,4 @@
-"""Polynomials with rational coefficients: one canonical record, made from text, a map or a SymPy object.
+"""Polynomials with rational coefficients: one canonical record, made from text, a map, arrays or a SymPy object.
 
 Whatever comes in is bounded before work is done on it; what does not fit is refused with one line.
 Floats count as the decimal number they print as: 0.1 is one tenth.
@@ -49,7 +49,11 @@ class Polynomial:
 
 
 def polynomial(value: Any) -> Polynomial:
-    """The polynomial that text, a number, a map {exponents: coefficient} or a SymPy object stands for."""
+    """The polynomial that text, a number, a map {exponents: coefficient}, an array or a SymPy object stands for.
+
+    An array c holds at [i, j, ...] the coefficient of x1^i*x2^j*...; a pair (exponents, coefficients) holds one
+    term in each row.
+    """
     if isinstance(value, Polynomial):
         return value
     if isinstance(value, str):
@@ -62,8 +66,20 @@ def polynomial(value: Any) -> Polynomial:
         return canonical((), {(): rational(value)})
     if hasattr(value, "as_poly") or getattr(value, "is_Relational", False):
         return _of_sympy(value)
+    if isinstance(value, tuple) and len(value) == 2:
+        return _of_rows(*value)
+    if hasattr(value, "__array__") and hasattr(value, "ndim"):
+        return _of_array(value)
     raise LuthierError(f"expected a polynomial, got {type(value).__name__}",
                        do="write text such as x^2 + 1, or a map such as {(2, 0): 1}")  # fmt: skip
+
+
+def relations(text: str) -> tuple[str, list[Polynomial]]:
+    """(">=" or "=", what is then >= 0 or = 0) of text such as 1 - x^2 >= 0, x = y or 0 <= x <= 1."""
+    from luthier.kit.polynomial_text import relation
+
+    sign, found = relation(text)
+    return sign, [canonical(*each) for each in found]
 
 
 def canonical(variables: Sequence[str], terms: Terms) -> Polynomial:
@@ -101,8 +117,8 @@ def rational(value: Any) -> Fraction:
     """An exact coefficient; floats by the decimal they print as."""
     if isinstance(value, numbers.Rational) and not isinstance(value, bool):
         found = Fraction(int(value.numerator), int(value.denominator))
-    elif isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(float(value)):
-        found = Fraction(repr(float(value)))
+    elif isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value):
+        found = Fraction(str(value) if hasattr(value, "dtype") else repr(float(value)))
     elif isinstance(value, str) and len(value) < MAX_BITS // 4 and re.fullmatch(r"[+-]?\d+(/0*[1-9]\d*)?", value):
         found = Fraction(value)
     else:
@@ -130,6 +146,46 @@ def checked(key: Any) -> Exponents:
         raise LuthierError(f"a term of degree {sum(key)} in {len(key)} variables",
                            do=f"at most degree {MAX_DEGREE} in {MAX_VARIABLES} variables")  # fmt: skip
     return key
+
+
+def _of_array(value: Any) -> Polynomial:
+    import numpy as np
+
+    array = np.asarray(value)
+    if array.ndim > MAX_VARIABLES or array.dtype.kind not in "iufO":
+        raise LuthierError(f"an array of {array.dtype} holds no coefficients", do="give an array of numbers")
+    try:
+        places = np.argwhere(array != 0)  # NaN is not 0 either
+    except (TypeError, ValueError):
+        raise LuthierError("an array of objects that are no numbers", do="give an array of numbers") from None
+    if len(places) > MAX_TERMS:
+        raise LuthierError(f"the polynomial has {len(places)} terms, {MAX_TERMS} are allowed")
+    return _of_map({key: array[key] for key in map(tuple, places.tolist())})
+
+
+def _of_rows(exponents: Any, coefficients: Any) -> Polynomial:
+    """Terms row by row; those of equal exponents are added."""
+    try:
+        rows, count = len(exponents), len(coefficients)
+    except TypeError:
+        raise LuthierError("a pair that is no (exponents, coefficients)", do="give two arrays") from None
+    if rows != count or rows > MAX_TERMS:
+        raise LuthierError(f"{rows} rows of exponents and {count} coefficients",
+                           do=f"give as many of both, at most {MAX_TERMS}")  # fmt: skip
+    terms: dict[Exponents, Fraction] = {}
+    for row, c in zip(exponents, coefficients, strict=True):
+        key = checked(_row(row))
+        terms[key] = terms.get(key, Fraction(0)) + rational(c)
+    return _of_map(terms)
+
+
+def _row(row: Any) -> Any:
+    """The exponents of a term, which may be a list or a row of an array."""
+    if isinstance(row, (list, tuple)):
+        return tuple(row)
+    if getattr(row, "ndim", 0) != 1:
+        raise LuthierError(f"a {type(row).__name__} is no row of exponents", do="give an array of terms x variables")
+    return tuple(row.tolist())
 
 
 def _of_sympy(value: Any) -> Polynomial:

@@ -56,6 +56,42 @@ def parse(text: str) -> tuple[list[str], Sum]:
     return names, _Reader(tokens, names).whole()
 
 
+def relation(text: str) -> tuple[str, list[tuple[list[str], Sum]]]:
+    """The sign, ">=" or "=", and what is then >= 0 or = 0; of left <= right, left = right or 0 <= x <= 1."""
+    signs = list(re.finditer(r">=|<=|==?|[<>≤≥]", text[: MAX_TEXT + 1]))
+    kinds = {found[0].strip("=") or "=" for found in signs}
+    strict = next((found for found in signs if found[0] in "<>≤≥"), None)
+    if strict:
+        sign = {"<": "<=", ">": ">=", "≤": "<=", "≥": ">="}[strict[0]]
+        raise _fault(f"{strict[0]!r} has no meaning in a constraint", strict.start() + 1, f"write {sign}")
+    if len(kinds) != 1 or len(signs) > 8:
+        what = "holds no relation" if not signs else "holds relations that do not go together"
+        raise LuthierError(what, do="write one such as 1 - x^2 >= 0, x = 0 or 0 <= x <= 1")
+    ends = [0, *(found.end() for found in signs)]
+    sides = [_side(text, at, end) for at, end in zip(ends, [*(f.start() for f in signs), len(text)], strict=True)]
+    pairs = [(b, a) if "<" in kinds else (a, b) for a, b in zip(sides, sides[1:], strict=False)]
+    return "=" if kinds == {"="} else ">=", [_less(a, b) for a, b in pairs]
+
+
+def _side(text: str, at: int, end: int) -> tuple[list[str], Sum]:
+    """One side of a relation; what is wrong is placed in the whole text."""
+    return parse(" " * at + text[at:end])
+
+
+def _less(left: tuple[list[str], Sum], right: tuple[list[str], Sum]) -> tuple[list[str], Sum]:
+    """The difference, over the variables of both."""
+    names = list(dict.fromkeys([*left[0], *right[0]]))
+    total: Sum = {}
+    for sign, (mine, terms) in ((1, left), (-1, right)):
+        place = [names.index(name) for name in mine]
+        for exponents, c in terms.items():
+            wide = [0] * len(names)
+            for i, e in zip(place, exponents, strict=True):
+                wide[i] = e
+            total[tuple(wide)] = total.get(tuple(wide), Fraction(0)) + sign * c
+    return names, total
+
+
 def _tokens(text: str) -> Iterator[Token]:
     at = 0
     while at < len(text):

@@ -1,0 +1,63 @@
+"""One polynomial from what a user writes to its certificate; without torch, which no sum of squares needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from luthier.flows import Certificate
+from luthier.kit.problem import Problem, problem
+
+METHOD = "sos.certify"
+
+
+class Light:
+    """A context that imports torch only for a method that asks for more than to report its progress."""
+
+    def __init__(self, watch: Callable[[Mapping[str, Any]], None] | None = None):
+        self.watch = watch
+
+    def emit(self, kind: str, **values: Any) -> None:
+        if self.watch:
+            self.watch({"kind": kind, "step": "certify", **values})
+
+    def progress(self, items: Iterable[Any], total: int | None = None, what: str = "") -> Iterator[Any]:
+        if total is None and hasattr(items, "__len__"):
+            total = len(items)  # type: ignore[arg-type]
+        for done, item in enumerate(items):
+            self.emit("progress", what=what, done=done, total=total)
+            yield item
+
+    def __getattr__(self, name: str) -> Any:
+        from luthier.kit.context import Context
+
+        return getattr(Context(step="certify"), name)
+
+
+def certify(p: Any, nonneg: Any = (), zero: Any = (), use: str = METHOD, **fields: Any) -> Certificate:
+    """The certificate of p >= 0 where all `nonneg` are >= 0 and all `zero` are 0, by the method `use`.
+
+    p, and each constraint: text, a number, a map {exponents: coefficient}, an array, or a SymPy object.
+    Raises LuthierError where they cannot be read; whatever else goes wrong is a certificate that says so.
+    """
+    from luthier.catalogue import load
+
+    asked = problem(p, nonneg, zero)
+    return load(use, **fields).certify(asked if asked.constrained else asked.polynomial, Light())
+
+
+def lower_bound(p: Any, nonneg: Any = (), zero: Any = (), use: str = METHOD, **fields: Any) -> Certificate:
+    """The largest lower bound of p that is found and proven: the certificate's `bound`, exact where its status is."""
+    return certify(p, nonneg, zero, use, **{"ask": "bound", **fields})
+
+
+def undecided(asked: Problem, reason: str) -> Certificate:
+    """What is said of a problem on which the work was stopped from outside."""
+
+    def plain(p: Any) -> Any:
+        return tuple((exponents, str(c)) for exponents, c in p.terms)
+
+    return Certificate(
+        status="unknown", reason=reason, variables=asked.variables, polynomial=plain(asked.polynomial),
+        nonneg=tuple(map(plain, asked.nonneg)), zero=tuple(map(plain, asked.zero)), tried=(reason,),
+    )  # fmt: skip
