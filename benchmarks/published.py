@@ -6,9 +6,10 @@
 of rational polynomials), `sos_real` (of real ones, not of rational ones), `nonnegative` (nonnegative, but no sum of
 squares), `negative` (negative somewhere), `constrained` (to be bounded where its constraints hold).
 
-Two questions are asked at the method's defaults, each in a process of its own with a time limit: is the polynomial
-nonnegative (those without constraints), and how low does it get (those whose minimum is known). A proof counts as
-one of the truth if it is exact, its verifier accepts it, it is about this polynomial, and
+Two questions are asked at the defaults (`luthier.certify`, `luthier.lower_bound`), each in a process of its own
+with a time limit: is the polynomial nonnegative (those without constraints), and how low does it get (those whose
+minimum is known). A proof counts as one of the truth if it is exact, its verifier accepts it, it is about this
+polynomial, and
 
     nonnegative?   sos: squares.  nonnegative, sos_real: squares after a multiplier.  negative: a point below 0.
     minimum?       a bound within 1e-4 of the minimum (relative to it, if it is large).
@@ -34,14 +35,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import luthier
 from luthier.catalogue import load
 from luthier.flows import Certificate
-from luthier.kit.context import Context
 from luthier.kit.problem import Problem, problem
 
 HERE = Path(__file__).parent
 TRUTHS = ("sos", "nonnegative", "negative", "constrained", "sos_real")
-QUESTIONS = {"nonnegative?": {}, "minimum?": {"ask": "bound"}}
+QUESTIONS = {"nonnegative?": luthier.certify, "minimum?": luthier.lower_bound}
 CLOSE, SLACK = 1e-4, 1e-6
 """how near the minimum a bound has to be; how far a minimum that is stated in decimals may be off"""
 Row = dict[str, Any]
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("name", nargs="*", help="only these polynomials, without saving")
     parser.add_argument("--seconds", type=float, default=60.0, help="for each question")
     args = parser.parse_args()
+    load("sos.certify")  # imported here, not in each child
     chosen = [e for e in entries() if not args.name or e["name"] in args.name]
     every = []
     for entry in chosen:
@@ -86,7 +88,7 @@ def answered(entry: Row, question: str, seconds: float) -> Row:
     """What came of one question, asked in a child process that is ended when its time is up."""
     fork = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe(duplex=False)
-    child = fork.Process(target=ask, args=(theirs, entry, QUESTIONS[question]))
+    child = fork.Process(target=ask, args=(theirs, entry, question))
     child.start()
     theirs.close()
     try:
@@ -101,14 +103,12 @@ def answered(entry: Row, question: str, seconds: float) -> Row:
     return row
 
 
-def ask(pipe: Connection, entry: Row, fields: Row) -> None:
+def ask(pipe: Connection, entry: Row, question: str) -> None:
     """In the child: the certificate, and what it cost."""
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     began = time.process_time()
     try:
-        method = load("sos.certify", **fields)
-        began = time.process_time()
-        made = method.certify(asked(entry), Context(step="published"))
+        made = QUESTIONS[question](asked(entry))
     except Exception as fault:  # a crash is a row of the table
         pipe.send(
             {"status": "crash", "reason": f"{type(fault).__name__}: {fault}", "cpu_s": time.process_time() - began}
