@@ -62,10 +62,26 @@ class Certificate:
         return written(self.variables, self.polynomial)
 
     def __str__(self) -> str:
-        """The verdict, and for `exact` the identity that proves it."""
-        head = f"{self.status}: {self.problem}: {self.reason}"
-        sums = [f"{weight}*({written(self.variables, terms)})^2" for weight, terms in self.squares]
-        return f"{head}\n= {' + '.join(sums)}" if sums else head
+        """The verdict, and for `exact` the whole identity that proves it."""
+        from luthier.certificate_export import text_of
+
+        return text_of(self)
+
+    def to_latex(self) -> str:
+        """The proof as LaTeX, checked first; LuthierError where the verdict is not proven."""
+        from luthier.certificate_export import latex_of
+
+        return latex_of(self)
+
+    def to_lean(self, name: str = "certificate") -> str:
+        """The proof as a theorem for Lean 4 with Mathlib, checked first; LuthierError where there is none.
+
+        That a polynomial is no sum of squares (a functional) has no Lean form yet. No Lean runs here: the text
+        follows Mathlib's sources.
+        """
+        from luthier.certificate_export import lean_of
+
+        return lean_of(self, name)
 
     def verify(self) -> bool:
         """Whether the data prove the status, checked in fractions by `luthier.verifier`."""

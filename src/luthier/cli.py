@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
         if left:
             known = [o for action in self._actions for o in action.option_strings if o.startswith("--")]
             option = next((w for w in left if w.startswith("-")), None)
-            if option and re.match(r"-[^-].*\S", option):
+            if option and re.match(r"-[^-]*[0-9^*+(]", option):
                 raise LuthierError(f"unknown option {said(option)}", where=self.prog,
                                    do="put -- before a word that begins with a minus")  # fmt: skip
             if option:

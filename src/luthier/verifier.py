@@ -18,11 +18,15 @@ on a dense set, and p is continuous.
 
 Step 1 starts from the box that halves the polynomial's exponents and degrees, and strikes out a monomial
 a while 2a is neither an exponent of the polynomial nor the sum of two others that are left.
+
+This file needs nothing else: `python verifier.py certificate.json` says proven or refused, with exit code 0 or 1.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from math import gcd, lcm
@@ -99,7 +103,9 @@ def _terms(pairs: Any, count: int) -> Terms:
     return {m: c for m, c in found.items() if c}
 
 
-def _identity(least: Terms, certificate: Mapping[str, Any], nonneg: list[Terms], zeros: list[Terms], count: int) -> None:
+def _identity(
+    least: Terms, certificate: Mapping[str, Any], nonneg: list[Terms], zeros: list[Terms], count: int
+) -> None:
     room = [MOST_PRODUCTS]
     multiplier = certificate.get("multiplier", ())
     total = _squares(certificate["squares"], count, room)
@@ -261,3 +267,25 @@ def _nonnegative(matrix: list[list[Fraction]]) -> bool:
             shared = gcd(*other[k:]) or 1
             other[k:] = [x // shared for x in other[k:]]
     return True
+
+
+def main(paths: list[str]) -> int:
+    """Say of each file whether the certificate in it, in JSON, proves what it says; 0 if all do."""
+    refused = 0
+    for path in paths:
+        try:
+            with open(path, encoding="utf-8") as file:
+                found = json.load(file)
+            why = refusal(found)
+        except (OSError, ValueError, RecursionError) as fault:
+            found, why = None, f"the file cannot be read ({type(fault).__name__})"
+        refused += why is not None
+        said = f"refused: {why}" if why else f"proven: {found['status']}"
+        print(f"{path}: {said}")
+    if not paths:
+        print("usage: python -m luthier.verifier certificate.json ...")
+    return 1 if refused or not paths else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
