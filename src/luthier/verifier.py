@@ -278,7 +278,7 @@ def main(paths: list[str]) -> int:
                 found = json.load(file)
             why = refusal(found)
         except (OSError, ValueError, RecursionError) as fault:
-            found, why = None, f"the file cannot be read ({type(fault).__name__})"
+            found, why = {}, f"the file cannot be read ({type(fault).__name__})"
         refused += why is not None
         said = f"refused: {why}" if why else f"proven: {found['status']}"
         print(f"{path}: {said}")
