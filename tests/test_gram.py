@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.errors import LuthierError
-from luthier.kit import exact, gram, moments
+from luthier.kit import cones, descent, exact, gram, moments
 from luthier.kit.polynomial import polynomial
+from luthier.kit.problem import problem
 
 POINTS = st.sets(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=7)
 SOLIDS = st.sets(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=7)
@@ -113,47 +114,46 @@ def test_many_candidates_are_not_even_listed():
     assert gram.box(odd) == []
 
 
-def test_products():
-    assert gram.products([(1, 0), (0, 1), (0, 0)]) == {
-        (2, 0): [(0, 0)], (1, 1): [(0, 1)], (0, 2): [(1, 1)], (1, 0): [(0, 2)], (0, 1): [(1, 2)], (0, 0): [(2, 2)],
-    }  # fmt: skip
-    assert gram.products([(2,), (1,), (0,)])[(2,)] == [(1, 1), (0, 2)]
+def test_entries():
+    """Of x, y, 1: the upper triangle by columns."""
+    found = {(i, j): next(iter(terms)) for i, j, terms in cones.cone([(1, 0), (0, 1), (0, 0)]).entries}
+    assert found == {(0, 0): (2, 0), (0, 1): (1, 1), (1, 1): (0, 2), (0, 2): (1, 0), (1, 2): (0, 1), (2, 2): (0, 0)}
+    assert cones.Program((cones.cone([(2,), (1,), (0,)]),)).monomials.keys() == {(4,), (3,), (2,), (1,), (0,)}
 
 
 def solved(text, basis):
     p = polynomial(text)
-    products = gram.products(basis)
-    return p, products, moments.separate(products, len(basis), {m: float(c) for m, c in p.terms}, 1e-9, None)
+    program = cones.Program((cones.cone(basis),))
+    return p, program, moments.solve(program, {m: float(c) for m, c in p.terms}, 1e-9, None)
 
 
 def test_the_margin_by_hand():
     """x^4 + a x^2 + b over x^2, x, 1: Q = [[1, 0, s], [0, a - 2s, 0], [s, 0, b]]; here s = 0 is best."""
     _, _, found = solved("2x^4 + x^2 + 2", [(2,), (1,), (0,)])
-    s = 0.5 * (1 - found.margin)  # the middle entry is the margin, and [[2, s], [s, 2]] has least eigenvalue 2 - |s|
-    assert found.margin == pytest.approx(5 / 3, abs=1e-6) or s == pytest.approx(found.gram[0, 2], abs=1e-5)
-    assert np.linalg.eigvalsh(found.gram)[0] == pytest.approx(found.margin, abs=1e-6)
+    s = 0.5 * (1 - found.optimum)  # the middle entry is the margin, and [[2, s], [s, 2]] has least eigenvalue 2 - |s|
+    assert found.optimum == pytest.approx(5 / 3, abs=1e-6) or s == pytest.approx(found.grams[0][0, 2], abs=1e-5)
+    assert np.linalg.eigvalsh(found.grams[0])[0] == pytest.approx(found.optimum, abs=1e-6)
     grid = max(min(1 - 2 * t, 2 - abs(t)) for t in np.linspace(-3, 3, 60001))
-    assert found.margin == pytest.approx(grid, abs=1e-4)
+    assert found.optimum == pytest.approx(grid, abs=1e-4)
     assert found.residual < 1e-6
 
 
 def test_a_quadratic_has_one_gram_matrix():
     _, _, found = solved("2x^2 + 2x*y + 5y^2 + 3", [(1, 0), (0, 1), (0, 0)])
-    assert found.gram == pytest.approx(np.array([[2, 1, 0], [1, 5, 0], [0, 0, 3]]), abs=1e-6)
-    assert found.margin == pytest.approx((7 - np.sqrt(13)) / 2, abs=1e-6)
+    assert found.grams[0] == pytest.approx(np.array([[2, 1, 0], [1, 5, 0], [0, 0, 3]]), abs=1e-6)
+    assert found.optimum == pytest.approx((7 - np.sqrt(13)) / 2, abs=1e-6)
     assert sum(found.moments[m] for m in ((2, 0), (0, 2), (0, 0))) == pytest.approx(1, abs=1e-6)
 
 
 def test_the_functional_separates():
     p, _, found = solved("x^4*y^2 + x^2*y^4 - 3*x^2*y^2 + 1", [(2, 1), (1, 2), (1, 1), (0, 0)])
-    assert found.margin == pytest.approx(-3, abs=1e-6)
+    assert found.optimum == pytest.approx(-3, abs=1e-6)
     assert sum(float(c) * found.moments[m] for m, c in p.terms) == pytest.approx(-3, abs=1e-6)
 
 
 def test_central_is_well_inside():
     basis = [(2,), (1,), (0,)]
-    products = gram.products(basis)
-    inside_ = moments.central(products, 3, 1e-9)
+    inside_ = moments.central(cones.Program((cones.cone(basis),)), 1e-9)
     matrix = np.array([[inside_[(a[0] + b[0],)] for b in basis] for a in basis])
     assert np.trace(matrix) == pytest.approx(1, abs=1e-6)
     assert np.linalg.eigvalsh(matrix)[0] == pytest.approx(0.2, abs=1e-6)  # [[2, 0, 1], [0, 1, 0], [1, 0, 2]] / 5
@@ -177,10 +177,10 @@ FLOATS = st.floats(-5, 5, allow_nan=False)
 def test_rounded_matrices_have_the_coefficients(values, bits, unit):
     """Whatever the floats are, b'Qb is the target exactly, and Q is symmetric."""
     basis = [(2,), (1,), (0,)]
-    p, products = polynomial("3x^4 - x^3 + x^2/7 + 2/3"), gram.products(basis)
+    p, program = polynomial("3x^4 - x^3 + x^2/7 + 2/3"), cones.Program((cones.cone(basis),))
     float_matrix = np.array(values).reshape(3, 3)
-    matrix = exact.gram_matrix(float_matrix + float_matrix.T, unit, bits, products, dict(p.terms))
-    for monomial in products:
+    matrix = exact.Rounding(program, dict(p.terms)).at([float_matrix + float_matrix.T], [], unit, bits).grams[0]
+    for monomial in program.monomials:
         found = sum(matrix[i][j] for i in range(3) for j in range(3) if basis[i][0] + basis[j][0] == monomial[0])
         assert found == dict(p.terms).get(monomial, 0)
     assert all(matrix[i][j] == matrix[j][i] for i in range(3) for j in range(3))
@@ -188,10 +188,9 @@ def test_rounded_matrices_have_the_coefficients(values, bits, unit):
 
 def test_rounding_by_hand():
     """0.3 and 0.6 to quarters of a unit of 2: 0.5 and 1.5 (0.6 is 1.2 of 2, nearest 1); the rest is shared."""
-    products = gram.products([(2,), (1,), (0,)])
-    matrix = exact.gram_matrix(
-        np.array([[0.5, 0, 0.3], [0, 0.6, 0], [0.3, 0, 0.5]]), Fraction(2), 2, products, {(2,): Fraction(3)}
-    )
+    rounding = exact.Rounding(cones.Program((cones.cone([(2,), (1,), (0,)]),)), {(2,): Fraction(3)})
+    floats = np.array([[0.5, 0, 0.3], [0, 0.6, 0], [0.3, 0, 0.5]])
+    matrix = rounding.at([floats], [], Fraction(2), 2).grams[0]
     lacking = Fraction(3) - 2 * Fraction(1, 2) - 1  # x^2: twice the corner 0.5, and the middle 1
     assert matrix[0][2] == Fraction(1, 2) + lacking / 3 and matrix[1][1] == 1 + lacking / 3
     assert matrix[0][0] == matrix[2][2] == 0
@@ -227,25 +226,40 @@ def test_not_positive_semidefinite(wrong):
 
 def test_numbers_too_long_to_write_are_no_proof():
     long = Fraction(1, 10**4100)
-    assert exact.squares([[long]], [(1,)]) is None
-    assert exact.squares([[Fraction(1, 10**3900)]], [(1,)]) is not None
+    assert exact.squares([[long]], [{(1,): 1}]) is None
+    assert exact.squares([[Fraction(1, 10**3900)]], [{(1,): 1}]) is not None
 
 
 def test_points():
-    assert exact.negative_point(polynomial("x^2 - 3x*y + y^2")) == (1, 1)
-    assert exact.negative_point(polynomial("x^2 + x + 1")) is None
-    assert exact.negative_point(polynomial("-1")) == ()
-    many = polynomial({tuple(2 * (i == j) for j in range(200)): 1 for i in range(200)})
-    assert exact.negative_point(many) is None
+    assert below("x^2 - 3x*y + y^2") == (1, 1)
+    assert below("x^2 + x + 1") is None
+    assert below("-1") == ()
+    assert below({tuple(2 * (i == j) for j in range(200)): 1 for i in range(200)}) is None
+
+
+def test_points_off_the_grid():
+    """Between 1.41 and 1.42; far away; within constraints, at a bound, on a line."""
+    for text in ("(x^2 - 2)^2 - 1/1000", "(x - 700)^2*(y - 900)^2 + (x - 700)^2 + (y - 900)^2 - 1"):
+        assert polynomial(text).at(below(text)) < 0
+    inside = problem("x + y", nonneg=["(x - 5)*(6 - x)", "y + 4.5"], zero=[])
+    assert descent.below_zero(inside, {}) is None
+    found = descent.below_zero(inside, {}, Fraction(3, 4))
+    assert inside.holds(found) and sum(found) < Fraction(3, 4)
+    line = descent.below_zero(problem("x", zero="x - 3*y - 1/3"), {})
+    assert line is None or line[0] == 3 * line[1] + Fraction(1, 3)
+
+
+def below(text):
+    return descent.below_zero(problem(text), {})
 
 
 def test_a_functional_only_where_it_separates():
-    products = gram.products([(1,), (0,)])
-    p = polynomial("x^2 + x")
+    program = cones.Program((cones.cone([(1,), (0,)]),))
+    p = dict(polynomial("x^2 + x").terms)
     low = {(2,): 0.2, (1,): -0.4, (0,): 0.8}
     middle = {(2,): 0.5, (1,): 0.0, (0,): 0.5}
-    found = exact.functional(p, products, 2, low, middle, 30)
-    assert found is not None and sum(c * found[m] for m, c in p.terms) < 0
-    assert exact.functional(p, products, 2, middle, low, 30) is None
-    assert exact.functional(p, products, 2, {**low, (1,): -2.0}, middle, 30) is None  # no moment matrix of squares
-    assert exact.functional(p, products, 2, low, middle, 1) is None  # too coarse
+    found = exact.functional(p, program, low, middle, 30)
+    assert found is not None and sum(c * found[m] for m, c in p.items()) < 0
+    assert exact.functional(p, program, middle, low, 30) is None
+    assert exact.functional(p, program, {**low, (1,): -2.0}, middle, 30) is None  # no moment matrix of squares
+    assert exact.functional(p, program, low, middle, 1) is None  # too coarse

@@ -69,13 +69,15 @@ def trainable(method: Any, size: Size) -> int:
 
 def size_of_proof(problem: Any, method: Any) -> tuple[float, int]:
     """Operations and bytes that a certificate may take: those of the basis the method would start from."""
-    from luthier.kit import gram, moments
+    from luthier.kit import cones, gram, moments
     from luthier.kit.polynomial import polynomial
 
     p = polynomial(problem)
     candidates = gram.box(p) if p.terms else None
-    size = len(gram.consistent(p, candidates)) if candidates else 0
-    return moments.cost(size if size <= getattr(method, "largest", size) else 0)
+    basis = gram.consistent(p, candidates) if candidates else []
+    blocks = cones.split(cones.Program((cones.cone(basis),)), p.support) if basis else cones.Program(())
+    fits = blocks.largest <= getattr(method, "largest", blocks.largest)
+    return moments.cost([len(c.basis) for c in blocks.cones] if fits else [])
 
 
 def free_memory() -> int | None:

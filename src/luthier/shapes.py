@@ -351,6 +351,8 @@ class Certify(Method, ABC, shape=True):
     """An answer that an exact verifier accepts, which shares no code with the solver."""
 
     roles = ("problem",)
+    complete: ClassVar[bool] = True
+    """whether it decides all but what lies on the boundary of the sums of squares, as far as sizes allow"""
 
     @abstractmethod
     def certify(self, problem: Any, ctx: Ctx) -> Certificate:

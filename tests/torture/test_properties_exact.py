@@ -12,8 +12,9 @@ from properties import SEEDS, often
 
 from luthier.certificate import Certificate
 from luthier.errors import LuthierError
-from luthier.kit import exact, gram, moments
+from luthier.kit import cones, descent, exact, gram, moments
 from luthier.kit.polynomial import canonical, graded, polynomial, rational
+from luthier.kit.problem import Problem
 
 EXPONENTS = st.tuples(*[st.integers(0, 3)] * 2)
 RATIONALS = st.fractions(-9, 9, max_denominator=12)
@@ -110,14 +111,11 @@ def test_the_squares_a_sum_was_made_of_survive_in_its_basis(squares):
 
 @given(st.sets(EXPONENTS, min_size=1, max_size=7))
 @often(30)
-def test_products_name_every_pair_once(basis):
+def test_entries_name_every_pair_once(basis):
     basis = graded(basis)
-    found = gram.products(basis)
-    pairs = [pair for pairs in found.values() for pair in pairs]
-    assert sorted(pairs) == [(i, j) for i in range(len(basis)) for j in range(i, len(basis))]
-    assert all(
-        tuple(map(sum, zip(basis[i], basis[j], strict=True))) == m for m, pairs in found.items() for i, j in pairs
-    )
+    found = cones.cone(basis).entries
+    assert sorted((i, j) for i, j, _ in found) == [(i, j) for i in range(len(basis)) for j in range(i, len(basis))]
+    assert all({tuple(map(sum, zip(basis[i], basis[j], strict=True))): 1} == terms for i, j, terms in found)
 
 
 @st.composite
@@ -160,12 +158,13 @@ def test_factors_exist_just_where_no_eigenvalue_is_negative(low):
 @often(30)
 def test_rounding_lands_exactly_in_the_affine_space(basis, seed, bits):
     basis = graded(basis)
-    products = gram.products(basis)
+    program = cones.Program((cones.cone(basis),))
     rng = np.random.default_rng(seed)
     noise = rng.normal(size=(len(basis),) * 2)
-    target = {m: Fraction(int(rng.integers(-9, 9)), 3) for m in products}
-    got = exact.gram_matrix(noise + noise.T, Fraction(1, 3), bits, products, target)
-    for m, pairs in products.items():
+    target = {m: Fraction(int(rng.integers(-9, 9)), 3) for m in program.monomials}
+    got = exact.Rounding(program, target).at([noise + noise.T], [], Fraction(1, 3), bits).grams[0]
+    for m in program.monomials:
+        pairs = [(i, j) for i, j, terms in program.cones[0].entries if m in terms]
         assert sum(got[i][j] * (1 if i == j else 2) for i, j in pairs) == target[m]
     assert all(got[i][j] == got[j][i] for i in range(len(basis)) for j in range(len(basis)))
 
@@ -175,7 +174,7 @@ def test_rounding_lands_exactly_in_the_affine_space(basis, seed, bits):
 def test_squares_add_up_to_the_form_they_came_from(low):
     matrix = times(low, [list(c) for c in zip(*low, strict=True)])
     basis = [(2, 0), (1, 1), (0, 1)]
-    made = exact.squares(matrix, basis)
+    made = exact.squares(matrix, [{b: 1} for b in basis])
     form = {}
     for i, j in itertools.product(range(3), repeat=2):
         key = tuple(map(sum, zip(basis[i], basis[j], strict=True)))
@@ -189,7 +188,7 @@ def test_squares_add_up_to_the_form_they_came_from(low):
 @often(20)
 def test_a_point_where_it_is_negative_is_one(a):
     p = polynomial(a)
-    point = exact.negative_point(p)
+    point = descent.below_zero(Problem(p), {})
     if point is not None:
         assert len(point) == len(p.variables) and p.at(point) < 0
     else:
@@ -207,12 +206,12 @@ def test_the_program_tells_sums_of_squares_from_what_is_below_zero(squares):
     p = polynomial("+".join(f"({polynomial(s)})^2" for s in squares))
     assume(p.degree)
     basis = gram.consistent(p, gram.box(p))
-    products = gram.products(basis)
+    program = cones.Program((cones.cone(basis),))
     target = {m: float(c) for m, c in p.terms}
-    assert set(target) <= set(products)
+    assert set(target) <= set(program.monomials)
     scale = max(map(abs, target.values()))
-    solved = moments.separate(products, len(basis), {m: c / scale for m, c in target.items()}, 1e-8, 10.0)
-    assert solved.margin > -1e-5 and solved.residual < 1e-5
+    solved = moments.solve(program, {m: c / scale for m, c in target.items()}, 1e-8, 10.0)
+    assert solved.optimum > -1e-5 and solved.residual < 1e-5
 
 
 @given(SUMS, st.booleans())

@@ -1,4 +1,4 @@
-"""Exact answers from a solver's floats: a rational Gram matrix, its squares, a separating functional, a point.
+"""Exact answers from a solver's floats: rational Gram matrices, their squares, a separating functional, a point.
 
 A float is rounded to a multiple of 2^-k and then moved, in fractions, onto the affine space it must lie
 in; whether the result is positive semidefinite is decided in whole numbers. Nothing here trusts a float.
@@ -7,39 +7,158 @@ Paper: Peyrl and Parrilo, Theoretical Computer Science 409 (2008).
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
-from luthier.kit.gram import Products
-from luthier.kit.polynomial import Exponents, Polynomial, Terms
+from luthier.kit.cones import Program
+from luthier.kit.polynomial import Exponents, Terms
 
 MAX_DIGITS = 4000
 """of a number in a certificate: Python reads no more than 4300 from text"""
-MOST_POINTS, MOST_POWERS = 2000, 100_000
-"""of the grid, and what may be multiplied to look at them"""
+MOST_UNKNOWNS = 220
+"""of the exact linear system, where coefficients cannot be met one by one"""
 Matrix = list[list[Fraction]]
 Square = tuple[Fraction, list[tuple[Exponents, Fraction]]]
 
 
-def gram_matrix(gram: np.ndarray, unit: Fraction, bits: int, products: Products, target: Terms) -> Matrix:
-    """The nearest symmetric matrix in the affine space b'Qb = target, after rounding to unit * 2^-bits.
+@dataclass(frozen=True)
+class Rounded:
+    """Exact numbers that meet every coefficient: Q_k, and of each equation its cofactor's."""
 
-    gram is in units of `unit`. What a coefficient lacks is shared equally among the entries that give it.
+    grams: list[Matrix]
+    cofactors: list[list[Fraction]]
+
+
+class Rounding:
+    """Moves floats onto the affine space of a program and a target, in fractions.
+
+    A coefficient that some plain product b_i b_j gives alone is met by sharing what it lacks among these, in equal
+    parts (the nearest point). The others, of weighted cones, of faces and equations, need a linear system, whose
+    unknowns are picked once by their floats. target: the exact polynomial; its monomials are all reached.
     """
-    size = len(gram)
-    step = unit / 2**bits
-    exact = [[Fraction(0)] * size for _ in range(size)]
-    for monomial, pairs in products.items():
-        values = [round(float(gram[i, j]) * 2**bits) * step for i, j in pairs]
-        counts = [1 if i == j else 2 for i, j in pairs]
-        lacking = target.get(monomial, Fraction(0)) - sum(v * c for v, c in zip(values, counts, strict=True))
-        for (i, j), value in zip(pairs, values, strict=True):
-            exact[i][j] = exact[j][i] = value + lacking / sum(counts)
-    return exact
+
+    def __init__(self, program: Program, target: Terms):
+        self.program, self.target = program, target
+        self.columns: list[tuple[tuple[int, int, int], Terms, int]] = []
+        """(place, its polynomial, how often an entry occurs): place is (cone, i, j), or (-1 - equation, n, n)"""
+        for k, cone in enumerate(program.cones):
+            self.columns += [((k, i, j), terms, 1 if i == j else 2) for i, j, terms in cone.entries]
+        for k, free in enumerate(program.free):
+            self.columns += [((-1 - k, n, n), terms, 1) for n, terms in enumerate(free.entries)]
+        self.alone: dict[Exponents, list[int]] = {}
+        for at, ((k, _, _), terms, _) in enumerate(self.columns):
+            if k >= 0 and program.cones[k].plain:
+                self.alone.setdefault(next(iter(terms)), []).append(at)
+        self.rest = [m for m in program.monomials if m not in self.alone]
+        self.picked: tuple[list[int], list[int]] | None = None
+
+    def at(
+        self, grams: Sequence[np.ndarray], cofactors: Sequence[np.ndarray], unit: Fraction, bits: int
+    ) -> Rounded | None:
+        """The floats, in units of `unit`, rounded to unit * 2^-bits and moved; None where no system can be solved."""
+        step = unit / 2**bits
+        numbers = [grams[k][i, j] if k >= 0 else cofactors[-1 - k][i] for (k, i, j), _, _ in self.columns]
+        values = [round(float(number) * 2**bits) * step for number in numbers]
+        if self.rest and not self._solve(values):
+            return None
+        lacking = self._lacking(values)
+        for m, several in self.alone.items():
+            if lacking[m]:
+                share = lacking[m] / sum(self.columns[at][2] for at in several)
+                for at in several:
+                    values[at] += share
+        return self._shaped(values)
+
+    def _lacking(self, values: Sequence[Fraction]) -> dict[Exponents, Fraction]:
+        """What every coefficient lacks."""
+        lacking = {m: self.target.get(m, Fraction(0)) for m in self.program.monomials}
+        for value, (_, terms, often) in zip(values, self.columns, strict=True):
+            if value:
+                for m, c in terms.items():
+                    lacking[m] -= often * c * value
+        return lacking
+
+    def _solve(self, values: list[Fraction]) -> bool:
+        """Meet the coefficients that no plain product gives alone."""
+        lacking = self._lacking(values)
+        if not any(lacking[m] for m in self.rest):
+            return True
+        if self.picked is None:
+            self.picked = self._pick()
+        columns, rows = self.picked
+        if len(columns) > MOST_UNKNOWNS:
+            return False
+        monomials = [self.rest[r] for r in rows]
+        matrix = [[self.columns[at][2] * self.columns[at][1].get(m, Fraction(0)) for at in columns] for m in monomials]
+        moved = solved(matrix, [lacking[m] for m in monomials])
+        if moved is None:
+            return False
+        for at, value in zip(columns, moved, strict=True):
+            values[at] += value
+        lacking = self._lacking(values)
+        return not any(lacking[m] for m in self.rest)
+
+    def _pick(self) -> tuple[list[int], list[int]]:
+        """Independent columns, and as many independent rows, of the floats of the system."""
+        from scipy.linalg import qr
+
+        number = {m: r for r, m in enumerate(self.rest)}
+        touching = [at for at, (_, terms, _) in enumerate(self.columns) if any(m in number for m in terms)]
+        dense = np.zeros((len(self.rest), len(touching)))
+        for n, at in enumerate(touching):
+            for m, c in self.columns[at][1].items():
+                if m in number:
+                    dense[number[m], n] = float(c) * self.columns[at][2]
+        factors: Any = qr(dense, mode="r", pivoting=True)
+        triangle, order = factors
+        sizes = np.abs(np.diag(triangle))
+        rank = int((sizes > 1e-9 * max(1.0, sizes.max(initial=0.0))).sum())
+        chosen = order[:rank]
+        factors = qr(dense[:, chosen].T, mode="r", pivoting=True)
+        return [touching[n] for n in chosen], factors[1][:rank].tolist()
+
+    def _shaped(self, values: Sequence[Fraction]) -> Rounded:
+        grams = [[[Fraction(0)] * len(c.basis) for _ in c.basis] for c in self.program.cones]
+        cofactors = [[Fraction(0)] * len(f.monomials) for f in self.program.free]
+        for value, ((k, i, j), _, _) in zip(values, self.columns, strict=True):
+            if k >= 0:
+                grams[k][i][j] = grams[k][j][i] = value
+            else:
+                cofactors[-1 - k][i] = value
+        return Rounded(grams, cofactors)
+
+
+def solved(matrix: Matrix, right: Sequence[Fraction]) -> list[Fraction] | None:
+    """x so that matrix x = right, for a square matrix; None if it is singular. Elimination without fractions."""
+    size = len(matrix)
+    rows = []
+    for row, value in zip(matrix, right, strict=True):
+        common = math.lcm(*(x.denominator for x in (*row, value)))
+        rows.append([int(x * common) for x in (*row, value)])
+    before = 1
+    for k in range(size):
+        pivot = next((r for r in range(k, size) if rows[r][k]), None)
+        if pivot is None:
+            return None
+        rows[k], rows[pivot] = rows[pivot], rows[k]
+        lead = rows[k]
+        for row in rows[k + 1 :]:
+            factor = row[k]
+            row[k + 1 :] = [
+                (lead[k] * x - factor * y) // before for x, y in zip(row[k + 1 :], lead[k + 1 :], strict=True)
+            ]
+            row[k] = 0
+        before = lead[k]
+    found = [Fraction(0)] * size
+    for k in reversed(range(size)):
+        rest = rows[k][size] - sum(rows[k][j] * found[j] for j in range(k + 1, size))
+        found[k] = Fraction(rest) / rows[k][k]
+    return found
 
 
 def ldl(matrix: Matrix) -> list[tuple[Fraction, list[Fraction]]] | None:
@@ -64,15 +183,24 @@ def ldl(matrix: Matrix) -> list[tuple[Fraction, list[Fraction]]] | None:
     return found
 
 
-def squares(matrix: Matrix, basis: Sequence[Exponents]) -> list[Square] | None:
+def squares(matrix: Matrix, basis: Sequence[Terms]) -> list[Square] | None:
     """(weight, terms) so that b'Qb is the sum of weight * (terms)^2; None if Q is not positive semidefinite
     or its numbers are too long to be written down."""
     factors = ldl(matrix)
     if factors is None:
         return None
-    made = [(d, [(b, c) for b, c in zip(basis, column, strict=True) if c]) for d, column in factors]
+    made = [(d, _combined(basis, column)) for d, column in factors]
     numbers = [d for d, _ in made] + [c for _, terms in made for _, c in terms]
     return made if all(_short(number) for number in numbers) else None
+
+
+def _combined(basis: Sequence[Terms], column: Sequence[Fraction]) -> list[tuple[Exponents, Fraction]]:
+    """The sum of c_i b_i."""
+    found: dict[Exponents, Fraction] = {}
+    for b, c in zip(basis, column, strict=True):
+        for m, x in b.items() if c else ():
+            found[m] = found.get(m, Fraction(0)) + c * x
+    return [(m, c) for m, c in found.items() if c]
 
 
 def _short(number: Fraction) -> bool:
@@ -80,35 +208,25 @@ def _short(number: Fraction) -> bool:
 
 
 def functional(
-    p: Polynomial, products: Products, size: int, moments: Mapping[Exponents, float],
-    inside: Mapping[Exponents, float], bits: int,
-) -> dict[Exponents, Fraction] | None:  # fmt: skip
-    """A rational L with a positive semidefinite moment matrix and L(p) < 0, or None.
+    p: Terms, program: Program, moments: Mapping[Exponents, float], inside: Mapping[Exponents, float], bits: int
+) -> dict[Exponents, Fraction] | None:
+    """A rational L with positive semidefinite matrices M_k(L) and L(p) < 0, or None. For programs without equations.
 
-    moments separates but lies on the boundary; inside has a positive definite moment matrix. Their mixture
-    keeps half of the separation.
+    moments separates but lies on the boundary; inside has positive definite matrices. Their mixture keeps
+    half of the separation.
     """
-    terms = {m: float(c) for m, c in p.terms}
-    low, other = (sum(c * of[m] for m, c in terms.items()) for of in (moments, inside))
+    low, other = (sum(float(c) * of[m] for m, c in p.items()) for of in (moments, inside))
     if low >= 0:
         return None
     share = 0.5 if other <= 0 else 0.5 * low / (low - other)
-    mixed = {m: (1 - share) * moments[m] + share * inside[m] for m in products}
+    mixed = {m: (1 - share) * moments[m] + share * inside[m] for m in program.monomials}
     made = {m: Fraction(round(value * 2**bits), 2**bits) for m, value in mixed.items()}
-    if sum(c * made[m] for m, c in p.terms) >= 0:
+    if sum(c * made[m] for m, c in p.items()) >= 0:
         return None
-    matrix = [[Fraction(0)] * size for _ in range(size)]
-    for monomial, pairs in products.items():
-        for i, j in pairs:
-            matrix[i][j] = matrix[j][i] = made[monomial]
-    return None if ldl(matrix) is None else made
-
-
-def negative_point(p: Polynomial) -> tuple[Fraction, ...] | None:
-    """A point of the grid 0, 1, -1, 2, -2 where p is negative, if one of the first has it; of a constant ()."""
-    grid = itertools.product((0, 1, -1, 2, -2), repeat=len(p.variables))
-    powers = 1 + len(p.terms) * (1 + len(p.variables))
-    for point in itertools.islice(grid, min(MOST_POINTS, 1 + MOST_POWERS // powers)):
-        if p.at(point) < 0:
-            return tuple(map(Fraction, point))
-    return None
+    for cone in program.cones:
+        matrix = [[Fraction(0)] * len(cone.basis) for _ in cone.basis]
+        for i, j, terms in cone.entries:
+            matrix[i][j] = matrix[j][i] = sum((c * made[m] for m, c in terms.items()), Fraction(0))
+        if ldl(matrix) is None:
+            return None
+    return made

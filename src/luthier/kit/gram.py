@@ -1,4 +1,4 @@
-"""Which monomials the squares of a polynomial can hold, and what their products are.
+"""Which monomials the squares of a polynomial can hold.
 
 If p is a sum of squares of polynomials q, every q holds only monomials a that survive these rules; each
 of them only ever removes what no q can hold, so a reduced basis loses no sum of squares:
@@ -22,7 +22,6 @@ from luthier.kit.polynomial import Exponents, Polynomial, graded
 
 MOST = 5000
 """candidates that are looked at, at most"""
-Products = dict[Exponents, list[tuple[int, int]]]
 
 
 def everything(p: Polynomial) -> int:
@@ -34,8 +33,12 @@ def full(p: Polynomial) -> list[Exponents] | None:
     """All monomials of at most half of p's degree; None if they are more than MOST."""
     if everything(p) > MOST:
         return None
-    half = p.degree // 2
-    return graded(_between([0] * len(p.variables), [half] * len(p.variables), 0, half))
+    return graded(up_to(len(p.variables), p.degree // 2))
+
+
+def up_to(count: int, degree: int) -> Iterator[Exponents]:
+    """All monomials of at most this degree."""
+    return _between([0] * count, [degree] * count, 0, degree)
 
 
 def box(p: Polynomial) -> list[Exponents] | None:
@@ -75,18 +78,18 @@ def consistent(p: Polynomial, candidates: Sequence[Exponents]) -> list[Exponents
     Monomials are compared by 64-bit keys that add up like exponents. Two monomials with one key could
     only keep a monomial too many, never lose one.
     """
-    keys = _keys(candidates)
-    support = set(_keys(p.support).tolist())
-    alive = np.ones(len(keys), dtype=bool)
-    order = np.argsort(keys)
-    witness: dict[int, tuple[int, int]] = {i: (i, i) for i, key in enumerate((2 * keys).tolist()) if key in support}
+    codes = keys(candidates)
+    support = set(keys(p.support).tolist())
+    alive = np.ones(len(codes), dtype=bool)
+    order = np.argsort(codes)
+    witness: dict[int, tuple[int, int]] = {i: (i, i) for i, key in enumerate((2 * codes).tolist()) if key in support}
     changed = True
     while changed:
         changed = False
         for i in np.flatnonzero(alive).tolist():
             if i in witness and all(alive[j] for j in witness[i]):
                 continue
-            found = _pair(i, keys, order, alive)
+            found = _pair(i, codes, order, alive)
             changed = changed or found is None
             alive[i] = found is not None
             if found is not None:
@@ -94,15 +97,15 @@ def consistent(p: Polynomial, candidates: Sequence[Exponents]) -> list[Exponents
     return [a for a, lives in zip(candidates, alive, strict=True) if lives]
 
 
-def _pair(i: int, keys: np.ndarray, order: np.ndarray, alive: np.ndarray) -> tuple[int, int] | None:
+def _pair(i: int, codes: np.ndarray, order: np.ndarray, alive: np.ndarray) -> tuple[int, int] | None:
     """Two living monomials other than i whose product is the square of i."""
-    others = 2 * keys[i : i + 1] - keys  # of arrays, so that it wraps round in silence
-    place = order[np.minimum(np.searchsorted(keys, others, sorter=order), len(keys) - 1)]
-    hits = np.flatnonzero((keys[place] == others) & alive[place] & alive & (np.arange(len(keys)) != i))
+    others = 2 * codes[i : i + 1] - codes  # of arrays, so that it wraps round in silence
+    place = order[np.minimum(np.searchsorted(codes, others, sorter=order), len(codes) - 1)]
+    hits = np.flatnonzero((codes[place] == others) & alive[place] & alive & (np.arange(len(codes)) != i))
     return (int(hits[0]), int(place[hits[0]])) if len(hits) else None
 
 
-def _keys(monomials: Sequence[Exponents]) -> np.ndarray:
+def keys(monomials: Sequence[Exponents]) -> np.ndarray:
     """One number a monomial, linear in its exponents, modulo 2^64."""
     width = len(monomials[0]) if monomials else 0
     weights = [pow(0x9E3779B97F4A7C15, i + 1, 1 << 64) for i in range(width)]
@@ -134,12 +137,3 @@ def newton(p: Polynomial, candidates: Sequence[Exponents]) -> list[Exponents]:
 
 def _dot(plane: Sequence[int], exponents: Exponents) -> int:
     return sum(w * e for w, e in zip(plane, exponents, strict=True))
-
-
-def products(basis: Sequence[Exponents]) -> Products:
-    """Every product of two basis monomials, with the pairs (i <= j) that give it."""
-    found: Products = {}
-    for j, right in enumerate(basis):
-        for i in range(j + 1):
-            found.setdefault(tuple(map(int.__add__, basis[i], right)), []).append((i, j))
-    return found

@@ -1,91 +1,132 @@
 """The semidefinite program behind sums of squares, given to Clarabel directly, in its moment form.
 
-    minimise L(p)   over functionals L on the products of the basis
-    so that  M(L), the matrix of L(b_i b_j), is positive semidefinite and has trace 1
+    minimise L(p)   over functionals L on the monomials that a program's cones and equations reach
+    so that  M_k(L), the matrix of L(g_k b_i b_j), is positive semidefinite for every cone k,
+             L(m h_j) = 0 for every equation j and monomial m,
+             and either the traces of all M_k add up to 1, or L(q) = 1 for a given q
 
-The dual is the Gram side: the optimum is the largest t so that p = b'Qb with Q - tI positive
-semidefinite, and Q is read from the cone's multipliers. Both sides have interior points whatever p is, so
-there is always an optimum: above 0 p has a positive definite Gram matrix, below 0 it has none, and L
-separates it from all sums of squares of this basis.
+The dual is the Gram side. With the traces its optimum is the largest t so that p is a sum over the cones with
+every Q_k - tI positive semidefinite: above 0 p has positive definite Gram matrices, below 0 it has none, and L
+separates it from all sums. Both sides have interior points whatever p is, so there is always an optimum
+(without equations). With L(q) = 1 it is the largest t so that p - tq is such a sum: of q = 1 a lower bound.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from luthier.errors import LuthierError
-from luthier.kit.gram import Products
+from luthier.kit.cones import Program
 from luthier.kit.polynomial import Exponents
+
+ROOT = np.sqrt(2.0)
 
 
 @dataclass(frozen=True)
 class Solved:
-    """What the solver says. margin: the optimum; gram: Q; moments: L of each product.
+    """What the solver says. optimum: t; grams: Q_k; cofactors: of each equation, one number a monomial; moments: L.
 
-    residual: the largest difference between a coefficient of b'Qb and of p.  status, iterations: the
+    residual: the largest difference between a coefficient of the sum and of p.  status, iterations: the
     solver's own words.
     """
 
-    margin: float
+    optimum: float
     residual: float
-    gram: np.ndarray
+    grams: tuple[np.ndarray, ...]
+    cofactors: tuple[np.ndarray, ...]
     moments: dict[Exponents, float]
     status: str
     iterations: int
 
+    @property
+    def finite(self) -> bool:
+        return all(np.isfinite(part).all() for part in (*self.grams, *self.cofactors))
 
-def separate(
-    products: Products, size: int, target: dict[Exponents, float], tolerance: float, seconds: float | None
-) -> Solved:
-    """Solve for the polynomial `target`, all of whose monomials must be products."""
-    cost = np.array([target.get(m, 0.0) for m in products])
-    found, gram = _solve(products, size, cost, False, tolerance, seconds)
-    margin = float(cost @ found.x)
-    gram = gram + margin * np.eye(size)
-    sums = [sum(gram[i, j] + gram[j, i] * (i != j) for i, j in pairs) for pairs in products.values()]
+    def matrix(self, program: Program, k: int) -> np.ndarray:
+        """M_k(L)."""
+        found = np.zeros((len(program.cones[k].basis),) * 2)
+        for i, j, terms in program.cones[k].entries:
+            found[i, j] = found[j, i] = sum(float(c) * self.moments[m] for m, c in terms.items())
+        return found
+
+
+def solve(
+    program: Program, target: Mapping[Exponents, float], tolerance: float, seconds: float | None,
+    of: Mapping[Exponents, float] | None = None,
+) -> Solved:  # fmt: skip
+    """Solve for the polynomial `target`, all of whose monomials the program reaches, as q's are, if `of` gives q."""
+    cost = np.array([target.get(m, 0.0) for m in program.monomials])
+    matrices = [_svec(program, k) for k in range(len(program.cones))]
+    normal = _traces(program) if of is None else np.array([[of.get(m, 0.0) for m in program.monomials]])
+    found = _solve(program, matrices, normal, cost, tolerance, seconds)
+    parts = np.split(np.array(found.z), np.cumsum([m.shape[0] for m in matrices]))
+    optimum = float(cost @ found.x)
+    shift = optimum if of is None else 0.0
+    grams = tuple(_matrix(z, len(c.basis)) + shift * np.eye(len(c.basis))
+                  for z, c in zip(parts[:-1], program.cones, strict=True))  # fmt: skip
+    cofactors, at = [], 1
+    for free in program.free:
+        cofactors.append(-parts[-1][at : at + len(free.monomials)])
+        at += len(free.monomials)
+    sums = sum((m.T @ _vector(q) for m, q in zip(matrices, grams, strict=True)), np.zeros(len(cost)))
+    if program.free:
+        sums = sums + _equations(program).T @ np.concatenate(cofactors)
+    if of is not None:
+        sums = sums + optimum * normal[0]
     return Solved(
-        margin=margin, residual=float(np.abs(np.array(sums) - cost).max()), gram=gram,
-        moments=dict(zip(products, found.x, strict=True)), status=str(found.status), iterations=int(found.iterations),
+        optimum=optimum, residual=float(np.abs(sums - cost).max(initial=0.0)), grams=grams, cofactors=tuple(cofactors),
+        moments=dict(zip(program.monomials, found.x, strict=True)), status=str(found.status),
+        iterations=int(found.iterations),
     )  # fmt: skip
 
 
-def cost(size: int) -> tuple[float, int]:
-    """About how many operations and bytes a basis of this size takes: the cone's block is dense."""
-    entries = size * (size + 1) // 2
-    return 20.0 * entries**3, 50 * entries**2
+def central(program: Program, tolerance: float) -> dict[Exponents, float]:
+    """The functional of trace 1 whose matrices have the largest least eigenvalue."""
+    _, sparse = _solver()
+    matrices = []
+    for k, cone in enumerate(program.cones):
+        size = len(cone.basis)
+        unit = np.zeros((size * (size + 1) // 2, 1))
+        unit[[j * (j + 3) // 2 for j in range(size)]] = -1.0
+        matrices.append(sparse.hstack([_svec(program, k), sparse.csc_matrix(unit)], format="csc"))
+    normal = np.hstack([_traces(program), np.zeros((1, 1))])
+    cost = np.append(np.zeros(len(program.monomials)), -1.0)
+    found = _solve(program, matrices, normal, cost, tolerance, None)
+    return dict(zip(program.monomials, found.x[:-1], strict=True))
 
 
-def central(products: Products, size: int, tolerance: float) -> dict[Exponents, float]:
-    """The functional of trace 1 whose moment matrix has the largest least eigenvalue."""
-    cost = np.append(np.zeros(len(products)), -1.0)
-    found, _ = _solve(products, size, cost, True, tolerance, None)
-    return dict(zip(products, found.x[:-1], strict=True))
+def cost(sizes: Sequence[int]) -> tuple[float, int]:
+    """About how many operations and bytes bases of these sizes take: the block of a cone is dense."""
+    entries = [size * (size + 1) // 2 for size in sizes]
+    return 20.0 * sum(e**3 for e in entries), 50 * sum(e**2 for e in entries)
 
 
 def _solve(
-    products: Products, size: int, cost: np.ndarray, slack: bool, tolerance: float, seconds: float | None
-) -> tuple[Any, np.ndarray]:
-    """The solver's answer and the cone's multiplier as a matrix. slack: with a last unknown t, M - tI is
-    in the cone instead of M."""
+    program: Program, matrices: Sequence[Any], normal: np.ndarray, cost: np.ndarray, tolerance: float,
+    seconds: float | None,
+) -> Any:  # fmt: skip
+    """The solver's answer; its multipliers are those of the cones, in turn, then of `normal`, then of the equations."""
     clarabel, sparse = _solver()
-    rows, columns, values, trace = _entries(products, size, slack)
-    matrix = sparse.csc_matrix((values, (rows, columns)), shape=(size * (size + 1) // 2, len(cost)))
-    whole = sparse.vstack([matrix, sparse.csc_matrix(trace)], format="csc")
+    rows = [-m for m in matrices] + [sparse.csc_matrix(normal)]
+    if program.free:
+        rows.append(_equations(program))
+    whole = sparse.vstack(rows, format="csc")
     settings = clarabel.DefaultSettings()
     settings.verbose, settings.max_threads, settings.chordal_decomposition_enable = False, 1, False
     for name in ("tol_gap_abs", "tol_gap_rel", "tol_feas"):
         setattr(settings, name, tolerance)
     if seconds is not None:
         settings.time_limit = seconds
-    cones = [clarabel.PSDTriangleConeT(size), clarabel.ZeroConeT(1)]
-    right = np.append(np.zeros(whole.shape[0] - 1), 1.0)
+    equalities = whole.shape[0] - sum(m.shape[0] for m in matrices)
+    cones = [clarabel.PSDTriangleConeT(len(c.basis)) for c in program.cones] + [clarabel.ZeroConeT(equalities)]
+    right = np.zeros(whole.shape[0])
+    right[-equalities] = 1.0
     zero = sparse.csc_matrix((len(cost), len(cost)))
-    found = clarabel.DefaultSolver(zero, cost, whole, right, cones, settings).solve()
-    return found, _matrix(np.array(found.z[:-1]), size)
+    return clarabel.DefaultSolver(zero, cost, whole, right, cones, settings).solve()
 
 
 def _solver() -> tuple[Any, Any]:
@@ -97,30 +138,49 @@ def _solver() -> tuple[Any, Any]:
     return clarabel, sparse
 
 
-def _entries(
-    products: Products, size: int, slack: bool
-) -> tuple[Sequence[int], Sequence[int], Sequence[float], np.ndarray]:
-    """The sparse matrix of y -> -svec(M(y)), and the row of the trace. svec: the upper triangle by columns,
-    off-diagonal entries times the square root of 2."""
+def _svec(program: Program, k: int) -> Any:
+    """The sparse matrix of L -> svec(M_k(L)): the upper triangle by columns, off-diagonal entries times sqrt 2."""
+    _, sparse = _solver()
     rows, columns, values = [], [], []
-    trace = np.zeros((1, len(products) + slack))
-    for column, pairs in enumerate(products.values()):
-        for i, j in pairs:
-            rows.append(j * (j + 1) // 2 + i)
-            columns.append(column)
-            values.append(-1.0 if i == j else -np.sqrt(2.0))
-            trace[0, column] += i == j
-    if slack:
-        rows += [j * (j + 3) // 2 for j in range(size)]
-        columns += [len(products)] * size
-        values += [1.0] * size
-    return rows, columns, values, trace
+    number = program.monomials
+    entries = program.cones[k].entries
+    for row, (i, j, terms) in enumerate(entries):
+        for m, c in terms.items():
+            rows.append(row)
+            columns.append(number[m])
+            values.append(float(c) if i == j else float(c) * ROOT)
+    return sparse.csc_matrix((values, (rows, columns)), shape=(len(entries), len(number)))
+
+
+def _equations(program: Program) -> Any:
+    """The sparse matrix of L -> L(m h) for every equation and monomial."""
+    _, sparse = _solver()
+    each = [terms for free in program.free for terms in free.entries]
+    where = [(row, program.monomials[m], float(c)) for row, terms in enumerate(each) for m, c in terms.items()]
+    rows, columns, values = zip(*where, strict=True)
+    return sparse.csc_matrix((values, (rows, columns)), shape=(len(each), len(program.monomials)))
+
+
+def _traces(program: Program) -> np.ndarray:
+    """The row of L -> the sum of all traces."""
+    row = np.zeros((1, len(program.monomials)))
+    for cone in program.cones:
+        for i, j, terms in cone.entries:
+            for m, c in terms.items() if i == j else ():
+                row[0, program.monomials[m]] += float(c)
+    return row
+
+
+def _vector(matrix: np.ndarray) -> np.ndarray:
+    """svec of a symmetric matrix."""
+    rows, columns = np.tril_indices(len(matrix))
+    return matrix[rows, columns] * np.where(rows == columns, 1.0, ROOT)
 
 
 def _matrix(svec: np.ndarray, size: int) -> np.ndarray:
     full = np.zeros((size, size))
     full[np.tril_indices(size)] = svec  # the upper triangle by columns is the lower one by rows
     full = full + full.T
-    off = full / np.sqrt(2.0)
+    off = full / ROOT
     np.fill_diagonal(off, full.diagonal() / 2)
     return off

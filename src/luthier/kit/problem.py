@@ -1,6 +1,6 @@
 """What is to be certified: a polynomial, and where: nonneg g >= 0 and zero h = 0, all over the same variables.
 
-    problem("x^2 - 1")      problem("x + y", nonneg=["1 - x^2 - y^2"])      problem({"polynomial": "x", "zero": "x^2 - 1"})
+problem("x^2 - 1")      problem("x + y", nonneg=["1 - x^2 - y^2"])      problem({"polynomial": "x", "zero": "x^2 - 1"})
 """
 
 from __future__ import annotations
