@@ -44,7 +44,9 @@ EXACT = {
                        [("1", "x^2*y - y"), ("1", "x*y^2 - x"), ("1", "x^2*y^2 - 1"), ("1/4", "x*y^3 - x^3*y"),
                         ("3/4", "x*y^3 + x^3*y - 2*x*y")],
                        [("1", "-1"), ("1", "x"), ("1", "y")]),
-    "vanishing multiplier": made("x", "x^2 + 1", [("1", "x^2"), ("1", "x")], [("1", "x")]),
+    "a form": made("x y", "x^4 + y^4", [("1", "x^3"), ("1", "y^3"), ("1", "x^2*y"), ("1", "x*y^2")],
+                   [("1", "x"), ("1", "y")]),
+    "vanishing multiplier": made("x", "x^2 + 1", [("1", "x^2 + x"), ("1", "x + 1")], [("1", "x + 1")]),
     "disk": made("x y", "x", [("1/2", "x + 1"), ("1/2", "y")], bound="-1", nonneg=["1 - x^2 - y^2"],
                  weighted=[((0,), [("1/2", "1")])]),
     "product": made("x y z", "x*y*z^2 + z^2", [("1", "z")], nonneg=["x", "y"], weighted=[((0, 1), [("1", "z")])]),
@@ -116,7 +118,20 @@ def test_lean_words_for_each_kind():
         "have positive : 0 < (1 * (1)^2 + 1 * (x)^2 + 1 * (y)^2 : ℝ) := by positivity" in EXACT["multiplier"].to_lean()
     )
     vanishing = EXACT["vanishing multiplier"].to_lean()
-    assert "\n    (positive : 0 < (1 * (x)^2 : ℝ)) :" in vanishing and "dense set" in vanishing
+    assert "\n    (positive : 0 < (1 * (x + 1)^2 : ℝ)) :" in vanishing and "dense set" in vanishing
+    end = "exact sub_nonneg.mp (nonneg_of_mul_nonneg_right whole positive)\n"
+    positive = "have positive : 0 < (1 * (x)^2 + 1 * (y)^2 : ℝ) := by positivity\n"
+    assert (
+        EXACT["a form"]
+        .to_lean()
+        .endswith(
+            "  rcases eq_or_ne x 0 with at_0 | at_0\n"
+            "  · rcases eq_or_ne y 0 with at_1 | at_1\n"
+            "    · norm_num [at_0, at_1]\n"
+            f"    · {positive}      {end}"
+            f"  · {positive}    {end}"
+        )
+    )
     assert "theorem twice " in EXACT["bound"].to_lean("twice")
     names = EXACT["names"].to_lean()
     assert "-- v1 is alpha\n-- v2 is x_b\n-- v3 is mass3\n" in names and "(v1 v2 x12 v3 : ℝ)" in names

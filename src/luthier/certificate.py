@@ -79,7 +79,7 @@ class Certificate:
         That a polynomial is no sum of squares (a functional) has no Lean form yet. No Lean runs here: the text
         follows Mathlib's sources.
         """
-        from luthier.certificate_export import lean_of
+        from luthier.certificate_lean import lean_of
 
         return lean_of(self, name)
 
