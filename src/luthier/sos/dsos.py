@@ -1,0 +1,125 @@
+"""DSOS and SDSOS: sums of squares of at most two monomials each, by linear and second-order cone programs.
+
+Paper: arXiv 1706.02586.
+
+A polynomial is DSOS if it has a diagonally dominant Gram matrix Q, SDSOS if DQD is one for a positive diagonal
+D; then Q is positive semidefinite, and the polynomial a sum of squares (`kit.diagonal`). Such a Q is found at a
+small part of a semidefinite program's cost, if there is one: `dsos` < `sdsos` < all sums of squares. What is
+found is rounded and factored in fractions, and is a certificate like any other; the rounded matrix need only be
+positive semidefinite.
+
+Footguns. `unknown` is no verdict: most sums of squares of longer polynomials are neither. `dsos` depends on
+the scale of the variables, `sdsos` does not. `not_sos` is said only where it is proven: by a point, by a
+monomial that no squares give, or by the program's functional, if it happens to be nonnegative on every square
+and not only on those of two monomials. Where that fails no point is looked for, as it would cost more than all
+the rest. Constraints are not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+import numpy as np
+
+from luthier.fields import Count, Positive, Range
+from luthier.flows import Certificate, Ctx
+from luthier.kit import diagonal, exact, gram, proof
+from luthier.kit.cones import Program, cone, split
+from luthier.kit.polynomial import Exponents, Polynomial
+from luthier.kit.problem import Problem
+from luthier.kit.problem import problem as read
+from luthier.shapes import Certify, Reduces
+
+
+class Diagonal(Certify):
+    """Weighted squares in fractions that add up to the problem, where a diagonally dominant Gram matrix gives them."""
+
+    cone: Literal["sdsos", "dsos"] = "sdsos"
+    """scaled diagonally dominant Gram matrices, or diagonally dominant ones alone"""
+    basis: Literal["consistent", "newton", "full"] = "consistent"
+    """monomials of the squares: what diagonal consistency leaves, half the Newton polytope, all of half the degree"""
+    bits: Annotated[int, Range(0, 200)] = 40
+    """Gram entries are rounded to multiples of 2^-bits of the largest coefficient; coarser grids are tried first"""
+    tolerance: Annotated[float, Range(1e-14, 1e-2)] = 1e-8
+    """of the solver; a proof does not depend on it"""
+    largest: Count = 300
+    """most monomials the solver is given"""
+    seconds: Positive | None = None
+    """time the solver may take; null means no limit"""
+
+    reduces_to = Reduces({}, "completing the square", given={"degree": 2})
+
+    def certify(self, problem: Any, ctx: Ctx) -> Certificate:
+        asked = read(problem)
+        p = asked.polynomial
+        if asked.constrained:
+            tried = ("nothing: constraints are not looked at",)
+            return proof.given(asked, "unknown", "there are constraints", numbers={}, tried=tried)
+        if not p.terms:
+            return proof.given(asked, "exact", "the zero polynomial is the sum of no squares", numbers={})
+        basis = self._basis(p)
+        if basis is None:
+            return proof.undecided(asked, f"more than {gram.MOST} monomials to choose a basis from", {})
+        numbers: proof.Numbers = {"all": gram.everything(p), "basis": len(basis)}
+        if len(basis) > self.largest:
+            why = f"a basis of {len(basis)} monomials, largest={self.largest} are allowed"
+            return proof.undecided(asked, why, numbers)
+        program = Program((cone(basis),)) if basis else Program(())
+        alone = next((m for m in p.support if m not in program.monomials), None)
+        if alone is not None:
+            return proof.lonely(asked, alone, basis, numbers, complete=True)
+        return self._solved(asked, basis, split(program, p.support), numbers, ctx)
+
+    def _basis(self, p: Polynomial) -> list[Exponents] | None:
+        if self.basis == "full":
+            return gram.full(p)
+        candidates = gram.box(p)
+        narrow = {"newton": gram.newton, "consistent": gram.consistent}[self.basis]
+        return None if candidates is None else narrow(p, candidates)
+
+    def _solved(
+        self, asked: Problem, basis: list[Exponents], program: Program, numbers: proof.Numbers, ctx: Ctx
+    ) -> Certificate:
+        """The verdict by the program over the blocks of the basis."""
+        target = dict(asked.polynomial.terms)
+        unit = proof.unit_of(target)
+        floats = {m: float(c / unit) for m, c in target.items()}
+        found = diagonal.solve(program, floats, self.cone, self.tolerance, self.seconds)
+        tried = [f"Clarabel, {self.cone}: {found.status} in {found.iterations} iterations, margin {found.optimum:.2g}"]
+        if not found.finite:
+            return proof.undecided(asked, "the solver gave no numbers", numbers, tried)
+        numbers = numbers | {
+            "blocks": len(program.cones), "block": program.largest, "products": len(program.monomials),
+            "margin": float(f"{found.optimum:.3g}"), "residual": float(f"{found.residual:.3g}"),
+        }  # fmt: skip
+        if found.optimum > -proof.NEAR:
+            rounding = exact.Rounding(program, target)
+            for bits in ctx.progress(sorted({min(b, self.bits) for b in (*proof.GRIDS, self.bits)}), what="rounding"):
+                squares = _squares(rounding, program, found.grams, unit, bits)
+                if squares is not None:
+                    why = f"a sum of {len(squares)} squares over {len(basis)} of {numbers['all']} monomials"
+                    return proof.given(
+                        asked, "exact", why, squares=squares, basis=basis, numbers=numbers | {"bits": bits}, tried=tried
+                    )
+            tried.append(f"rounding to multiples of 1 to 2^-{self.bits}: never positive semidefinite")
+        else:
+            made = exact.functional(target, program, found.moments, diagonal.spread(program), self.bits)
+            if made is not None:
+                why = "a functional that is negative on no square is negative on it"
+                return proof.refuted(asked, why, basis, made, numbers, tried)
+            tried.append("the program's functional: negative on a square of more than two monomials")
+        why = f"no proof by {self.cone}, which many sums of squares are not"
+        return proof.given(asked, "unknown", why, numbers=numbers, tried=tried)  # no search for a point: this is cheap
+
+
+def _squares(
+    rounding: exact.Rounding, program: Program, grams: Sequence[np.ndarray], unit: Fraction, bits: int
+) -> list[exact.Square] | None:
+    """The squares of all blocks, None if some rounded block is not positive semidefinite."""
+    rounded = rounding.at(grams, (), unit, bits)
+    if rounded is None:
+        return None
+    each = [exact.squares(matrix, c.basis) for matrix, c in zip(rounded.grams, program.cones, strict=True)]
+    return None if any(s is None for s in each) else [square for s in each for square in s or ()]
