@@ -100,6 +100,7 @@ def answered(entry: Row, question: str, seconds: float) -> Row:
     row = {"cpu_s": seconds, "basis": None, "functional": False, **told}
     made = row.pop("certificate", None)
     row["verdict"] = "none" if made is None else judged(entry, question, Certificate.from_json(made))
+    row["met"] = question == "minimum?" and row["verdict"] == "proof" and row["bound"] == entry["minimum"]
     return row
 
 
@@ -185,6 +186,7 @@ def counted(truth: str, question: str, rows: list[Row]) -> Row:
     return {
         "truth": truth, "question": question, "asked": len(rows), "proven": proven,
         "share": f"{proven / max(len(rows), 1):.1%}", **statuses,
+        "bound is the minimum": sum(r["met"] for r in rows),
         "shown to be no sum of squares": sum(r["functional"] for r in rows),
         "no answer": sum(r["status"] in ("no answer", "crash") for r in rows),
         "wrong": sum(r["verdict"] == "wrong" for r in rows),

@@ -225,7 +225,7 @@ def test_a_question_is_answered_in_its_time():
 
 
 def test_the_summary_counts_what_is_there():
-    base = {"question": "nonnegative?", "reason": "r", "cpu_s": 1.0, "functional": False}
+    base = {"question": "nonnegative?", "reason": "r", "cpu_s": 1.0, "functional": False, "met": False}
     rows = [
         {**base, "what": "a", "truth": "sos", "status": "exact", "verdict": "proof"},
         {**base, "what": "b", "truth": "sos", "status": "numeric", "verdict": "none"},
