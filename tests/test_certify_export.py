@@ -51,6 +51,7 @@ EXACT = {
                  weighted=[((0,), [("1/2", "1")])]),
     "product": made("x y z", "x*y*z^2 + z^2", [("1", "z")], nonneg=["x", "y"], weighted=[((0, 1), [("1", "z")])]),
     "only weighted": made("x", "2*x", nonneg=["x"], weighted=[((0,), [("2", "1")])]),
+    "an unused constraint": made("x", "2*x", nonneg=["1 - x", "x"], weighted=[((0,), []), ((1,), [("2", "1")])]),
     "equation": made("x y", "x*y", [("1/2", "x + y")], zero=["x^2 + y^2"], cofactors=["-1/2"]),
     "no squares": made("x", "0"),
     "names": made("alpha x_b x12 mass3", "alpha^2 + x_b^2 + x12^2 + mass3^2",
@@ -112,6 +113,7 @@ def test_lean_reads_back(name):
 
 def test_lean_words_for_each_kind():
     assert "(nonneg_0 : 0 ≤ (-x^2 - y^2 + 1 : ℝ))" in EXACT["disk"].to_lean("disk")
+    assert str(EXACT["an unused constraint"]).endswith("\n= (2*(1)^2)*(x)")
     assert "mul_nonneg (by positivity) (mul_nonneg (nonneg_0) nonneg_1)" in EXACT["product"].to_lean()
     assert ":= (mul_eq_zero_of_right _ zero_0).ge" in EXACT["equation"].to_lean()
     assert (

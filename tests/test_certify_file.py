@@ -13,7 +13,7 @@ import certify_work
 from certify_work import work
 from luthier.certificate import Certificate
 from luthier.cli import main
-from luthier.engine.certify_file import BEGIN, Results, rows
+from luthier.engine.certify_file import BEGIN, Results, rows, run
 from luthier.engine.certify_pool import Lost, answers
 from luthier.errors import LuthierError
 
@@ -157,6 +157,30 @@ def test_a_file_that_is_not_ours_is_left_alone(home, capsys, text):
     code, out, err = said(capsys, "p.txt", "--out", "mine")
     assert code == 2 and "mine:1: is no result of luthier certify; nothing was changed" in err
     assert (home / "mine").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b"x+" * 5_000_000, "10000000 characters"),
+        (b"\xff\xfe+\x80", "column 1"),
+        (b"\0\0\0", "column 1"),
+        (b'{"polynomial": ' + b"[" * 100_000, "not JSON"),
+        (b'{"polynomial": 1e999}', "inf is no rational number"),
+        (b'{"polynomial": 1, "zero": [' + b"1," * 9999 + b"1]}", "10000 constraints"),
+        (b'{"polynomial": ' + b"9" * 5000 + b"}", "not JSON"),
+        (b'{"polynomial": "\\ud800"}', "column 1"),
+        (b"x^1000000000", "too large"),
+        (b"(" * 90_000, "nest deeper"),
+        ("x\u202e^2".encode(), "column 2"),
+    ],
+    ids=lambda v: v[:20].decode("latin-1") if isinstance(v, bytes) else v,
+)
+def test_hostile_lines_get_a_row(tmp_path, line, says):
+    (tmp_path / "p.txt").write_bytes(line)
+    assert dict(run(tmp_path / "p.txt", tmp_path / "r.jsonl", "sos.certify", {}, 1))["todo"] == 1
+    ((_, row),) = rows(tmp_path / "r.jsonl")
+    assert says in row["error"] and "\n" not in row["error"] and len(row["error"]) < 1000
 
 
 def test_two_at_once_do_not_mix(home, capsys):

@@ -34,7 +34,7 @@ def text_of(made: Certificate) -> str:
         if made.multiplier:
             left = f"({_sum_text(poly, made.multiplier)})*({left or poly(made.polynomial)})"
         parts = [_sum_text(poly, made.squares)] if made.squares else []
-        for which, squares in made.weighted:
+        for which, squares in weighted(made):
             parts.append("*".join([f"({_sum_text(poly, squares)})", *(f"({poly(made.nonneg[k])})" for k in which)]))
         pairs = zip(made.cofactors, made.zero, strict=False)
         parts += [f"({poly(c)})*({poly(h)})" for c, h in pairs if c]
@@ -93,9 +93,9 @@ def _latex_identity(made: Certificate, poly: Any, bound: Fraction) -> list[str]:
     if made.multiplier:
         left = rf"\left({' + '.join(squares(made.multiplier))}\right)\left({left}\right)"
     parts = squares(made.squares)
-    for which, several in made.weighted:
+    for which, several in weighted(made):
         factors = "".join(rf"\left({poly(made.nonneg[k])}\right)" for k in which)
-        parts.append(rf"\left({' + '.join(squares(several)) or 0}\right){factors}")
+        parts.append(rf"\left({' + '.join(squares(several))}\right){factors}")
     pairs = zip(made.cofactors, made.zero, strict=False)
     parts += [rf"\left({poly(c)}\right)\left({poly(h)}\right)" for c, h in pairs if c]
     first, *rest = parts or ["0"]
@@ -145,6 +145,11 @@ def must_hold(made: Certificate) -> None:
     why = made.refusal()
     if why:
         raise LuthierError(f"the proof does not hold: {why}")
+
+
+def weighted(made: Certificate) -> list[Any]:
+    """The weighted sums that hold a square."""
+    return [(which, squares) for which, squares in made.weighted if squares]
 
 
 def steady(made: Certificate) -> bool:

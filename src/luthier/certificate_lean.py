@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from luthier.certificate_export import must_hold, steady, written_with
+from luthier.certificate_export import must_hold, steady, weighted, written_with
 from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
@@ -52,16 +52,15 @@ def _lean_exact(made: Certificate, name: str, names: list[str], poly: Any) -> li
         proofs.append(f"part_{len(parts)}")
         parts.append(f"({text} : ℝ)")
 
-    if made.squares or not (made.weighted or made.cofactors):
+    if made.squares or not (weighted(made) or made.cofactors):
         part(squares(made.squares), "by positivity" if made.squares else "le_rfl")
-    for which, several in made.weighted:
+    for which, several in weighted(made):
         sign, text = "", ""
         for k in which:
             sign = f"mul_nonneg ({sign}) nonneg_{k}" if sign else f"nonneg_{k}"
             text = f"{text} * ({poly(made.nonneg[k])})" if text else f"({poly(made.nonneg[k])})"
-        proof = "by positivity" if several else "le_rfl"
         part(f"({squares(several)}) * ({text})" if text else squares(several),
-             f"mul_nonneg ({proof}) ({sign})" if sign else proof)  # fmt: skip
+             f"mul_nonneg (by positivity) ({sign})" if sign else "by positivity")  # fmt: skip
     for k, (c, h) in enumerate(zip(made.cofactors, made.zero, strict=False)):
         part(f"({poly(c)}) * ({poly(h)})", f"(mul_eq_zero_of_right _ zero_{k}).ge")
     total, signs = parts[0], proofs[0]

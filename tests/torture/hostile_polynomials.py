@@ -71,6 +71,50 @@ for what, value, says in (
 ):
     case(f"polynomial from Python: {what}", called(value), says)
 
+
+def array(shape, *rest, **more):
+    """An array made inside the case."""
+
+    def make():
+        import numpy as np
+
+        return np.ones(shape, *rest, **more)
+
+    return make
+
+
+for what, value, says in (
+    ("an array of eight million ones", array((200, 200, 200)), "8000000 terms"),
+    ("an array of 64 axes", array((1,) * 63 + (300,)), "degree"),
+    ("an array of bytes", lambda: array(3)().astype("S"), "holds no coefficients"),
+    ("an array of arrays", lambda: array(2, dtype=object)() * array(3)()[:, None], None),
+    ("a million rows", lambda: (array((1_000_000, 1), int)(), array(1_000_000)()), "1000000 rows"),
+    ("rows of a hundred thousand variables", lambda: (array((2, 100_000), int)(), [1, 1]), "100000 variables"),
+    ("rows of enormous exponents", ([[10**400]], [1]), "degree"),
+    ("rows that are words", (["ab", "cd"], [1, 1]), "no row of exponents"),
+    ("rows without end", (type("E", (), {"__len__": lambda s: 10**9, "__getitem__": lambda s, i: [1]})(), [1]), "rows"),
+):
+    case(f"polynomial from Python: {what}", called(value), *([says] if says else []))
+
+
+def related(text):
+    def work():
+        from luthier.kit.polynomial import relations
+
+        relations(text)
+
+    return lambda here: work
+
+
+for what, text, says in (
+    ("a million signs", ">=" * 500_000, "1000000 characters"),
+    ("a million letters", "x" * 1_000_000 + ">= 0", "characters"),
+    ("brackets across a sign", "(x >= 0)", "column 4"), ("a sign alone", ">=", "ends too soon"),
+    ("a tower", "9^9^9 >= x", "a power of a power"), ("another script", "x ٣ = 0", "column 3"),
+):  # fmt: skip
+    case(f"relation: {what}", related(text), says)
+
+
 CERTIFICATE = {
     "status": "exact", "reason": "", "variables": ["x"], "polynomial": [[[2], "1"]], "squares": [["1", [[[1], "1"]]]],
 }  # fmt: skip
@@ -100,7 +144,9 @@ for what, change, says in (
     ("a number of a million digits", {"polynomial": [[[2], "9" * 1_000_000]]}, "no fraction"),
     ("over zero", {"polynomial": [[[2], "1/0"]]}, "over zero"),
     ("a status of its own", {"status": "true"}, "proves nothing"),
-    ("a billion products", {"squares": [["1", [[[0], "1"]] * 20_000]]}, "products"),
+    ("a billion products",
+     {"variables": ["x", "y"], "polynomial": [],
+      "squares": [["1", [[[i // 99, i % 99], "1"] for i in range(5000)]]]}, "products"),
     ("lists for words", {"variables": 3}, "cannot be read"), ("nothing at all", {"polynomial": []}, "do not add up"),
     ("a basis of zillions",
     {"status": "not_sos", "point": [], "basis": [], "functional": [], "variables": list("abcdefgh"),

@@ -58,11 +58,13 @@ def parse(text: str) -> tuple[list[str], Sum]:
 
 def relation(text: str) -> tuple[str, list[tuple[list[str], Sum]]]:
     """The sign, ">=" or "=", and what is then >= 0 or = 0; of left <= right, left = right or 0 <= x <= 1."""
-    signs = list(re.finditer(r">=|<=|==?|[<>≤≥]", text[: MAX_TEXT + 1]))
+    if len(text) > MAX_TEXT:
+        raise LuthierError(f"the relation has {len(text)} characters, {MAX_TEXT} are allowed")
+    signs = list(re.finditer(r">=|<=|==?|[<>≤≥⩽⩾]", text))
     kinds = {found[0].strip("=") or "=" for found in signs}
-    strict = next((found for found in signs if found[0] in "<>≤≥"), None)
+    strict = next((found for found in signs if found[0] in "<>≤≥⩽⩾"), None)
     if strict:
-        sign = {"<": "<=", ">": ">=", "≤": "<=", "≥": ">="}[strict[0]]
+        sign = "<=" if strict[0] in "<≤⩽" else ">="
         raise _fault(f"{strict[0]!r} has no meaning in a constraint", strict.start() + 1, f"write {sign}")
     if len(kinds) != 1 or len(signs) > 8:
         what = "holds no relation" if not signs else "holds relations that do not go together"
