@@ -19,7 +19,7 @@ from luthier.shapes import Method
 DATA_ROLES, VALUE_ROLES = frozenset({"data"}), frozenset({"prompts", "problem"})
 KEY_ROLES = frozenset({"key"})
 DTYPES = ("auto", "fp32", "bf16", "fp16")
-SOURCES = ("gym", "text", "jsonl")
+SOURCES = ("gym", "sos1k", "text", "jsonl")
 MOST_THREADS = 1024
 MOST_MULTIPLE = 1 << 16
 UNITS = {"": 1, "B": 1} | {f"{p}{u}": b**e for e, p in enumerate("KMGT", 1) for u, b in (("B", 1000), ("iB", 1024))}
@@ -186,15 +186,21 @@ def sources(marked: Marked, path: tuple, roles: Mapping[str, Any], use: str) -> 
 
 
 def problem(marked: Marked, path: tuple, value: Any) -> None:
-    """A problem to certify: a polynomial as text, or a number."""
-    from luthier.kit.polynomial import polynomial
+    """A problem to certify: a polynomial as text or a number, or a map with the constraints beside it."""
+    from luthier.kit.problem import problem as read
 
+    where = marked.where(*path)
     try:
-        if not isinstance(value, (str, int, float)):
-            raise LuthierError(f"expected a polynomial, got {said(value)}", do="write text such as x^2 + 1")
-        polynomial(value)
+        values = [value]
+        if isinstance(value, Mapping) and value:
+            listed = [v if isinstance(v, list) else [v] for k, v in value.items() if k != "polynomial"]
+            values = [value.get("polynomial", 0), *(v for several in listed for v in several)]
+        for each in values:
+            if not isinstance(each, (str, int, float)):
+                raise LuthierError(f"expected a polynomial, got {said(each)}", do="write text such as x^2 + 1")
+        read(value)
     except LuthierError as fault:
-        raise fault.at(marked.where(*path)) from None
+        raise fault.at(where) from None
 
 
 def train_fields() -> tuple[str, ...]:

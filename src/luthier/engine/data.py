@@ -4,9 +4,9 @@
     code: {source: "text:stdlib", split: {by: file, test: 0.2}}
     mine: {source: "jsonl:chats.jsonl", split: {by: line, test: 100}}
 
-`gym:` makes tasks (engine/tasks.py), `text:` cuts files into windows and `jsonl:` reads lines
-(engine/sources.py). A path without a prefix is jsonl or text by its suffix. Which side an item is on
-depends on a hash of its content (or of its file's) and on nothing else: not on order, seed or machine.
+`gym:` makes tasks (engine/tasks.py), `sos1k:` polynomials (engine/sos1k.py), `text:` cuts files into windows and
+`jsonl:` reads lines (engine/sources.py). A path without a prefix is jsonl or text by its suffix. Which side an item
+is on depends on a hash of its content (or of its file's) and on nothing else: not on order, seed or machine.
 `answers: shuffled` is the control that teaches the format only: the training items get each other's
 answers, the test items keep theirs. `form: text` joins a task's prompt and answer into one plain text,
 to be learnt whole.
@@ -33,7 +33,8 @@ TEST_SHARE = 0.25
 """The part of all possible gym items that is for testing only, whatever the counts asked for, so that no
 other recipe's training data can hold this one's test items."""
 
-_BY = {"gym": ("hash",), "text": ("file", "window"), "jsonl": ("line",)}
+MADE = ("gym", "sos1k")  # as many items as are asked for
+_BY = {"gym": ("hash",), "sos1k": ("hash",), "text": ("file", "window"), "jsonl": ("line",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class DataSpec:
     """An entry under `data:` in a recipe, checked. Nothing is read or generated yet."""
 
     source: str
-    """gym:FAMILY, text:stdlib, text:PATH, jsonl:PATH or PATH"""
+    """gym:FAMILY, sos1k:LEVEL, text:stdlib, text:PATH, jsonl:PATH or PATH"""
     split: Mapping[str, Any] = field(default_factory=FrozenMap)
     """by: hash | file | window | line; train and test: counts of items, or shares of the source"""
     set: Mapping[str, Any] = field(default_factory=FrozenMap)
@@ -64,21 +65,21 @@ class DataSpec:
             raise unknown("way to split", str(self.by), _BY[self.kind], where="split.by")
         for side in ("train", "test"):
             self._check_size(side, self.split.get(side))
-        if self.kind != "gym":
+        if self.kind not in MADE:
             sources.check_settings(self.kind, self.set)
-            if self.form != "task":
-                raise LuthierError(f"{self.form!r} is for gym tasks", where="form", do="drop it")
+        if self.kind != "gym" and self.form != "task":
+            raise LuthierError(f"{self.form!r} is for gym tasks", where="form", do="drop it")
 
     def _check_size(self, side: str, size: Any) -> None:
         number = isinstance(size, (int, float)) and not isinstance(size, bool)
         fits = size is None or number and (size >= 0 if isinstance(size, int) else 0 <= size <= 1)
-        if not fits or (self.kind == "gym" and isinstance(size, float)):
-            what = "a count" if self.kind == "gym" else "a count (whole number) or a share (0.0 to 1.0)"
+        if not fits or (self.kind in MADE and isinstance(size, float)):
+            what = "a count" if self.kind in MADE else "a count (whole number) or a share (0.0 to 1.0)"
             raise LuthierError(f"expected {what}, got {size!r}", where=f"split.{side}")
 
     @property
     def kind(self) -> str:
-        """gym, text or jsonl"""
+        """gym, sos1k, text or jsonl"""
         prefix = self.source.split(":", 1)[0]
         if prefix in _BY and ":" in self.source:
             return prefix
@@ -280,9 +281,14 @@ class StoredData(OpenData):
         return train, test
 
 
-_OPEN: dict[str, Callable[[str, DataSpec, Ctx], OpenData]] = {
-    "gym": GymData, "text": StoredData, "jsonl": StoredData,
-}  # fmt: skip
+def _sos1k(*given: Any) -> OpenData:
+    from luthier.engine.sos1k import SosData  # which is made of what stands here
+
+    return SosData(*given)
+
+
+_OPEN: Mapping[str, Callable[[str, DataSpec, Ctx], OpenData]]
+_OPEN = {"gym": GymData, "sos1k": _sos1k, "text": StoredData, "jsonl": StoredData}
 
 
 def _to_bytes(sides: Any) -> torch.Tensor:

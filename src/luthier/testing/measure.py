@@ -151,7 +151,22 @@ def _mean_loss(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _shares(method: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The mean of transformers' greedy answers of each model; a drawn training answer, and the commonest one."""
+    per, found, items = _greedy(method, given), {}, data().test
+    known = [item.answer for item in data().train]
+    common = max(dict.fromkeys(known), key=known.count)
+    right = {name: [per[f"{name}/{data().name}/{i.id}/accuracy/value"] for i in items] for name in _named(given)}
+    right |= {"chance": [known.count(i.answer) / len(known) for i in items]}
+    right |= {"majority": [float(i.answer == common) for i in items]}
+    for name, values in right.items():
+        words = f"{name}/{data().name}/all/accuracy"
+        found |= {f"{words}/value": math.fsum(values) / len(values), f"{words}/items": len(values)}
+    return found
+
+
 PEERS: dict[str, Any] = {
+    "greedy answers and a draw": _shares,
     "transformers.loss": _loss,
     "mean of transformers.loss": _mean_loss,
     "transformers.greedy": _greedy,
