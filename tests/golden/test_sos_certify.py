@@ -168,12 +168,13 @@ def test_a_point_says_most(problem, where):
     assert found.refusal() is None
 
 
-@pytest.mark.parametrize("problem", ["x^2 - 1/2^15", "x^2 + 1/2^15"])
-def test_a_small_margin_is_a_margin(problem):
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_small_margin_is_a_margin(sign):
     """2^-15 = 3e-5 says clearly on which side it lies: the other side is not even tried."""
-    found = certify(problem)
-    assert abs(found.numbers["margin"]) == pytest.approx(2**-15, rel=1e-2)
-    assert (found.status, len(found.tried)) == ("exact" if "+" in problem else "not_sos", 1)
+    found = certify(f"(x + 1/2)^2 + {sign}/2^15".replace("+ -", "- "))
+    least = np.linalg.eigvalsh(np.array([[1, 0.5], [0.5, 0.25 + sign / 2**15]]))[0]
+    assert found.numbers["margin"] == pytest.approx(least, rel=1e-2)
+    assert (found.status, len(found.tried)) == ("exact" if sign > 0 else "not_sos", 1)
 
 
 def test_a_monomial_that_no_squares_give():

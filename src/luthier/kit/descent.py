@@ -15,6 +15,8 @@ MOST_POINTS, MOST_POWERS = 2000, 100_000
 """of the grid, and what may be multiplied to look at them"""
 STARTS, STEPS, ROUNDS = 8, 60, 3
 """of the descent; each round measures what is left anew"""
+PENALTY, INSIDE = 1e4, (0.0, 1e-3, 3e-2)
+"""On squares of what constraints lack, in p's size; how far inside inequalities a descent is held, in turn."""
 MOST_FLOATS = 2_000_000
 """powers that a descent may take, all steps together; beyond that there are fewer starts"""
 ROUNDED = (0, 2, 6, 12, 24)
@@ -61,25 +63,28 @@ def descents(asked: Problem, moments: Mapping[Exponents, float]) -> Iterator[np.
     least, nonneg, zero = Floats(p), [Floats(g) for g in asked.nonneg], [Floats(h) for h in asked.zero]
     scale = max((abs(float(c)) for _, c in p.terms), default=1.0)
 
-    def value(x: np.ndarray, size: float) -> tuple[float, np.ndarray]:
+    weight = PENALTY * scale
+
+    def value(x: np.ndarray, size: float, inside: float = 0.0) -> tuple[float, np.ndarray]:
         total, slope = least.at(x)
         for g in nonneg:
-            lack, way = g.at(x)
+            room, way = g.at(x)
+            lack = room - inside
             if lack < 0:
-                total, slope = total + 10 * scale * lack**2, slope + 20 * scale * lack * way
+                total, slope = total + weight * lack**2, slope + 2 * weight * lack * way
         for h in zero:
             off, way = h.at(x)
-            total, slope = total + 10 * scale * off**2, slope + 20 * scale * off * way
+            total, slope = total + weight * off**2, slope + 2 * weight * off * way
         return total / size, slope / size
 
     rng = np.random.default_rng(0)
     with np.errstate(all="ignore"):
         afar = (rng.standard_normal(len(p.variables)) * 2.0 ** (n - 2) for n in range(starts))
-        for start in itertools.chain(_means(p, moments), afar):
+        for start, inside in zip(itertools.chain(_means(p, moments), afar), itertools.cycle(INSIDE), strict=False):
             found = start
             for _ in range(ROUNDS):  # what is left is small beside where it began
                 size = max(abs(value(found, 1.0)[0]), float(np.abs(value(found, 1.0)[1]).max()), 1e-9 * scale)
-                found = minimize(value, found, (size,), "L-BFGS-B", jac=True, options={"maxiter": STEPS}).x
+                found = minimize(value, found, (size, inside), "L-BFGS-B", jac=True, options={"maxiter": STEPS}).x
                 if not np.isfinite(found).all():
                     break
             if np.isfinite(found).all() and np.abs(found).max() < 1e9:

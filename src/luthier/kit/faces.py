@@ -1,15 +1,21 @@
-"""Facial reduction from floats: squares that no decomposition can hold are left out, so that rounding has room.
+"""Facial reduction: squares that no decomposition can hold are left out, so that rounding has room.
 
-Where p has no positive definite Gram matrix, the solver's functional L has L(p) = 0 and L(q^2) >= 0 for all q.
-Every square in a decomposition of p then has L(q^2) = 0, so that the coefficients of q lie in the null space of
-L's matrix: over a basis of that space the question is smaller, and may have room. The null space is read from
-floats and written in small fractions; if they are wrong no proof comes of it, but never a wrong one.
+    vanishing    where p is 0 of order 2k along a line through a rational point, at infinity, too, every square is 0
+                 of order k along it: exact
+    reduced      where p has no positive definite Gram matrix, the solver's functional L has L(p) = 0 and L(q^2) >= 0
+                 for all q. Every square in a decomposition of p then has L(q^2) = 0, so that the coefficients of q
+                 lie in the null space of L's matrix. It is read from floats and written in small fractions; if they
+                 are wrong no proof comes of it, but never a wrong one.
+
+Over a basis of what is left the question is smaller, and may have room.
 
 N: polynomials of a basis.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -17,13 +23,111 @@ from typing import Any
 import numpy as np
 
 from luthier.kit.cones import Cone, Program, plus
+from luthier.kit.descent import Point, descents
 from luthier.kit.moments import Solved
-from luthier.kit.polynomial import Exponents
+from luthier.kit.polynomial import Exponents, Polynomial, Terms
+from luthier.kit.problem import Problem
 
 ZERO = 1e-4
 """Eigenvalues of a moment matrix below this share of its largest count as zero."""
-DENOMINATOR, NEAR = 10_000, 2e-4
-"""Fractions of the null space, and how close a float must be to one."""
+ORDER, LINES = 4, 6
+"""Orders of vanishing that are looked at; random lines through a point, beside those along the axes."""
+NEAR = 2e-4
+"""How close a float must be to a fraction, times its largest denominator."""
+
+
+def zeros(p: Polynomial, moments: Mapping[Exponents, float]) -> list[Point]:
+    """Rational points where p is 0, of small numerators and denominators, that descents lead to.
+
+    In projective coordinates (1, x), or (0, x) where p's leading form is 0.
+    """
+    top = p.degree
+    lead = Polynomial(p.variables, tuple((m, c) for m, c in p.terms if sum(m) == top))
+    found = dict.fromkeys((Fraction(0), *x) for x in _zeros(lead, {}, True))
+    if len(lead.terms) < len(p.terms):
+        found |= dict.fromkeys((Fraction(1), *x) for x in _zeros(p, moments, False))
+    return list(found)
+
+
+def _zeros(p: Polynomial, moments: Mapping[Exponents, float], form: bool) -> list[Point]:
+    """form: only a point's direction counts."""
+    found: dict[Point, None] = {}
+    for floats in descents(Problem(p), moments):
+        largest = float(np.abs(floats).max(initial=0.0))
+        point = floats / largest if form and largest > 0 else floats
+        for most in (1, 2, 12, 1000):
+            near = tuple(Fraction(float(x)).limit_denominator(most) for x in point)
+            if p.at(near) == 0 and (any(near) or not form):
+                found[near] = None
+                break
+    return list(found)
+
+
+def vanishing(p: Polynomial, program: Program, points: Sequence[Point]) -> Program | None:
+    """The program over squares that vanish with p at the points; None if these are all.
+
+    points: in projective coordinates.  The program's cones are plain: p is the sum of their squares.
+    """
+    half = max(sum(m) for c in program.cones for b in c.basis for m in b)
+    rng = np.random.default_rng(0)
+    conditions: list[list[list[Fraction]]] = [[] for _ in program.cones]
+    for point in points:
+        width = len(point)
+        lines = [[int(i == j) for j in range(width)] for i in range(width)]
+        lines += rng.integers(-3, 4, (LINES, width)).tolist()
+        for line in lines:
+            along = _along(dict(p.terms), 2 * half, point, line, 2 * ORDER)
+            order = next((n for n, c in enumerate(along) if c), 2 * ORDER)
+            for rows, cone in zip(conditions, program.cones, strict=True) if order > 1 else ():
+                each = [_along(b, half, point, line, order // 2) for b in cone.basis]
+                rows += [[b[n] for b in each] for n in range(order // 2)]
+    cones, changed = [], False
+    for cone, rows in zip(program.cones, conditions, strict=True):
+        left = _kernel(rows, len(cone.basis))
+        changed = changed or len(left) < len(cone.basis)
+        if left:
+            cones.append(cone if len(left) == len(cone.basis) else _over(cone, left))
+    return Program(tuple(cones), program.free) if changed and cones else None
+
+
+def _along(terms: Terms, degree: int, point: Point, line: Sequence[int], order: int) -> list[Fraction]:
+    """The first coefficients in t of the polynomial, made a form of this degree, at point + t line."""
+    total = [Fraction(0)] * order
+    for m, c in terms.items():
+        series = [c] + [Fraction(0)] * (order - 1)
+        for x, h, e in zip(point, line, (degree - sum(m), *m), strict=True):
+            if e:
+                power = [
+                    math.comb(e, n) * x ** (e - n) * Fraction(h) ** n if n <= e else Fraction(0) for n in range(order)
+                ]
+                series = [sum((series[i] * power[n - i] for i in range(n + 1)), Fraction(0)) for n in range(order)]
+        total = [a + b for a, b in zip(total, series, strict=True)]
+    return total
+
+
+def _kernel(rows: list[list[Fraction]], width: int) -> list[list[Fraction]]:
+    """A basis of the vectors that every row maps to 0."""
+    pivots: list[int] = []
+    left: list[list[Fraction]] = []
+    for row in rows:
+        row = list(row)
+        for pivot, other in zip(pivots, left, strict=True):
+            if row[pivot]:
+                row = [x - row[pivot] * y for x, y in zip(row, other, strict=True)]
+        pivot = next((i for i, x in enumerate(row) if x), None)
+        if pivot is None:
+            continue
+        row = [x / row[pivot] for x in row]
+        left = [[x - other[pivot] * y for x, y in zip(other, row, strict=True)] for other in left]
+        left.append(row)
+        pivots.append(pivot)
+    found = []
+    for free in (i for i in range(width) if i not in pivots):
+        vector = [Fraction(int(i == free)) for i in range(width)]
+        for pivot, row in zip(pivots, left, strict=True):
+            vector[pivot] = -row[free]
+        found.append(vector)
+    return found
 
 
 def reduced(program: Program, found: Solved) -> Program | None:
@@ -69,7 +173,7 @@ def _null_space(matrix_NN: np.ndarray) -> list[list[Fraction]] | None:
 
 def _simplest(value: float) -> Fraction | None:
     """The fraction of the smallest power-of-ten denominator bound that is near enough."""
-    for most in (1, 10, 100, 1000, DENOMINATOR):
+    for most in (1, 10, 100, 1000):
         near = Fraction(value).limit_denominator(most)
         if abs(float(near) - value) < NEAR / most:
             return near

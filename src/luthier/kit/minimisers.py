@@ -36,7 +36,7 @@ def minimisers(
     flat = _atoms(len(asked.variables), moments, degree // 2)
     found: list[np.ndarray] = []
     for point in flat if flat else descents(asked, moments):
-        kept = value.at(point)[0] - bound < NEAR * scale * max(1.0, float(np.abs(point).max(initial=0.0)))
+        kept = value.at(point)[0] - bound < NEAR * scale
         near = all(Floats(g).at(point)[0] > -NEAR * 10 for g in asked.nonneg) and all(
             abs(Floats(h).at(point)[0]) < NEAR * 10 for h in asked.zero
         )

@@ -18,7 +18,7 @@ from math import lcm
 from typing import Any
 
 from luthier.flows import Certificate, Ctx
-from luthier.kit import exact, faces, gram, moments
+from luthier.kit import balance, exact, faces, gram, moments
 from luthier.kit.cones import Program, cone, reaches, split
 from luthier.kit.descent import below_zero
 from luthier.kit.polynomial import Exponents, Polynomial, Terms, written
@@ -66,8 +66,24 @@ class Attempt:
 def attempt(target: Terms, program: Program, settings: Settings, ctx: Ctx, refute: bool) -> Attempt:
     """The target as a sum over the program's cones. refute: look for a functional that excludes it.
 
-    The program reaches all of the target's monomials.
+    The program, over monomials, reaches all of the target's.
     """
+    k = balance.units(target)
+    if not any(k):
+        return _attempt(target, program, settings, ctx, refute)
+    made = _attempt(balance.scaled(target, k), balance.scaled_program(program, k), settings, ctx, refute)
+    made.tried.append(f"(in units of 2^{list(k)})")
+    made.moments = {m: value * 2.0 ** sum(map(int.__mul__, k, m)) for m, value in made.moments.items()}
+    if made.functional is not None:
+        made.functional = balance.moments_in_x(made.functional, k)
+    if made.squares is not None:
+        made.squares = [(which, [(d, list(balance.scaled(dict(terms), k, -1).items())) for d, terms in several])
+                        for which, several in made.squares]  # fmt: skip
+        made.cofactors = [(j, balance.scaled(terms, k, -1)) for j, terms in made.cofactors]
+    return made
+
+
+def _attempt(target: Terms, program: Program, settings: Settings, ctx: Ctx, refute: bool) -> Attempt:
     made = Attempt()
     unit = unit_of(target)
     floats = {m: float(c / unit) for m, c in target.items()}
@@ -95,7 +111,7 @@ def attempt(target: Terms, program: Program, settings: Settings, ctx: Ctx, refut
             if made.functional is not None:
                 return made
             made.tried.append("a functional that separates it from the squares: none in fractions")
-        smaller = faces.reduced(now, found) if side == 0 and settings.faces else None
+        smaller = _smaller(target, now, found) if side == 0 and settings.faces else None
         if smaller is None or any(m not in smaller.monomials for m in target):
             if side == 0 and settings.faces:
                 made.why = (
@@ -104,6 +120,15 @@ def attempt(target: Terms, program: Program, settings: Settings, ctx: Ctx, refut
             return made
         now = smaller
     return made
+
+
+def _smaller(target: Terms, program: Program, found: moments.Solved) -> Program | None:
+    """A face: by p's rational zeros, which is exact, or else by the null space of floats."""
+    width = len(next(iter(target)))
+    p = Polynomial(tuple(f"x{i}" for i in range(width)), tuple(target.items()))
+    if program.free or any(c.which for c in program.cones):
+        return faces.reduced(program, found)
+    return faces.vanishing(p, program, faces.zeros(p, found.moments)) or faces.reduced(program, found)
 
 
 def _rounded(

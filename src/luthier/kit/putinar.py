@@ -8,13 +8,14 @@ Every term has at most the degree asked for. Lasserre, SIAM J. Optim. 11 (2001);
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
 from fractions import Fraction
 
 from luthier.flows import Certificate, Ctx
-from luthier.kit import exact, gram, moments
+from luthier.kit import balance, exact, gram, moments
 from luthier.kit.cones import ONE, Cone, Free, Program, cone, plus, split, times
 from luthier.kit.minimisers import minimisers
 from luthier.kit.polynomial import Exponents, Polynomial, Terms
@@ -23,6 +24,8 @@ from luthier.kit.proof import Attempt, Numbers, Settings, attempt, given, negati
 
 NICE = (1, 10, 100, 1000)
 """denominators of bounds that are tried first"""
+RESIDUAL = 1e-5
+"""A solver's answer that misses coefficients by more, in p's size, is no bound."""
 CLOSE, BELOW = 1e-5, (1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 """How far from the solver's optimum such a bound may lie; how far below it others are tried; in p's size."""
 
@@ -156,14 +159,11 @@ def lowest(
             tried.append(f"{name}: {parts}")
             continue
         unit = unit_of(target) if target else ONE
-        floats = {m: float(c / unit) for m, c in target.items()}
-        found = moments.solve(
-            parts, floats, settings.tolerance, settings.seconds, {m: float(c) for m, c in factor.items()}
-        )
+        found = _optimum(target, factor, parts, unit, settings)
         tried.append(
             f"{name}: Clarabel: {found.status} in {found.iterations} iterations, {found.optimum * float(unit):.9g}"
         )
-        if not found.finite or "Infeasible" in found.status or found.residual > 1e-4:
+        if not found.finite or "Infeasible" in found.status or found.residual > RESIDUAL:
             continue
         value = found.optimum * float(unit)
         points, all_of_them = minimisers(asked, found.moments, _degree(parts), value) if r == 0 else ([], False)
@@ -179,15 +179,27 @@ def lowest(
             said = f"; all {len(points)} minimisers" if all_of_them else f"; {len(points)} minimisers" if points else ""
             certificate = proven(asked, made_of, numbers | made_of.numbers, tried, bound, squares if r else None, shown,
                                  said or "; largest bound found")  # fmt: skip
-        if (
-            best is None
-            or value > best[0] + CLOSE * float(unit)
-            or (best[1].status != "exact" and certificate.status == "exact")
-        ):
+        proves = certificate.status == "exact"
+        higher = best is not None and value > best[0] + CLOSE * float(unit)
+        steps_up = proves or (asked.constrained and best is not None and best[1].status != "exact")
+        if best is None or (proves and best[1].status != "exact") or (higher and steps_up):
             best = value, certificate
         if points:
             break
     return best[1] if best else undecided_bound(asked, numbers, tried)
+
+
+def _optimum(target: Terms, factor: Terms, parts: Program, unit: Fraction, settings: Settings) -> moments.Solved:
+    """The largest t so that target - t factor is a sum over the cones, in units of `unit`; its moments are of x."""
+    k = balance.units(target) if target else []
+    if any(k):
+        target, factor, parts = balance.scaled(target, k), balance.scaled(factor, k), balance.scaled_program(parts, k)
+    floats = {m: float(c / unit) for m, c in target.items()}
+    found = moments.solve(parts, floats, settings.tolerance, settings.seconds, {m: float(c) for m, c in factor.items()})
+    if not any(k):
+        return found
+    in_x = {m: value * 2.0 ** sum(map(int.__mul__, k, m)) for m, value in found.moments.items()}
+    return dataclasses.replace(found, moments=in_x)
 
 
 def undecided_bound(asked: Problem, numbers: Numbers, tried: list[str]) -> Certificate:
@@ -255,11 +267,10 @@ def multiplied(asked: Problem, made: Certificate, settings: Settings, ctx: Ctx, 
         found, why = _tried(asked, target, whole, settings, ctx)
         tried += [f"multiplier (..)^{r}: {line}" for line in [*found.tried, *([why] if why else [])]]
         if found.squares is not None:
-            base = "|x|^2" if len({sum(m) for m in p.support}) == 1 else "(1 + |x|^2)"
+            form = len({sum(m) for m in p.support}) == 1
+            base = f"|x|^{2 * r}" if form else "(1 + |x|^2)" + (f"^{r}" if r > 1 else "")
             factors = [s for _, several in found.squares for s in several]
-            reason = (
-                f"nonnegative: {base}{f'^{r}' if r > 1 else ''} times it is a sum of {len(factors)} squares; it is none"
-            )
+            reason = f"nonnegative: {base} times it is a sum of {len(factors)} squares; it is none"
             functional = [(m, Fraction(c)) for m, c in made.functional]
             return given(asked, "exact", reason, squares=factors, multiplier=squares, basis=made.basis,
                          functional=functional, numbers={**made.numbers, **found.numbers, "multiplier": r},

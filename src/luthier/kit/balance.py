@@ -1,0 +1,58 @@
+"""Variables in units that bring coefficients of very different sizes together: x_i = 2^k_i z_i, exactly.
+
+Solvers count in floats, relative to the largest coefficient; with 1 and 1e12 in one polynomial the small ones drown.
+A change of units by powers of 2 loses nothing, and what is found in z is rewritten in x.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+
+from luthier.kit.cones import Program
+from luthier.kit.polynomial import Exponents, Terms
+
+WORTH = 6.0
+"""Units are changed if the coefficients' exponents of 2 then span at least so many fewer."""
+Units = Sequence[int]
+
+
+def units(terms: Terms) -> Units:
+    """k_i by least squares over the exponents of 2 of all coefficients; zeros where it is not worth it."""
+    width = len(next(iter(terms)))
+    sizes = np.array([_bits(c) for c in terms.values()])
+    powers = np.array(list(terms), dtype=float).reshape(len(terms), width)
+    rows = np.hstack([powers, -np.ones((len(terms), 1))])
+    found = np.linalg.lstsq(rows, -sizes, rcond=None)[0][:width]
+    k = np.clip(np.rint(found), -200, 200)
+    return [int(v) for v in k] if np.ptp(sizes) - np.ptp(sizes + powers @ k) >= WORTH else [0] * width
+
+
+def _bits(c: Fraction) -> float:
+    return math.log2(abs(c.numerator)) - math.log2(c.denominator)
+
+
+def scaled(terms: Terms, k: Units, sign: int = 1) -> Terms:
+    """The coefficients in z; with sign -1, those in x of what was found in z."""
+    return {m: c * _power(k, m, sign) for m, c in terms.items()}
+
+
+def scaled_program(program: Program, k: Units) -> Program:
+    """The same cones and equations in z; their monomials stay."""
+    cones = tuple(
+        replace(c, weight=scaled(c.weight, k) if any(map(any, c.weight)) else c.weight) for c in program.cones
+    )
+    return Program(cones, tuple(replace(f, factor=scaled(f.factor, k)) for f in program.free))
+
+
+def moments_in_x(moments: Mapping[Exponents, Fraction], k: Units) -> dict[Exponents, Fraction]:
+    """Moments of x from those of z."""
+    return {m: value * _power(k, m, 1) for m, value in moments.items()}
+
+
+def _power(k: Units, m: Exponents, sign: int) -> Fraction:
+    return Fraction(2) ** (sign * sum(a * b for a, b in zip(k, m, strict=True)))

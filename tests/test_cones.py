@@ -1,0 +1,218 @@
+"""How a sum of squares falls into blocks, faces and units, and what is found over constraints: by hand and by twins."""
+
+import dataclasses
+import itertools
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from luthier.kit import balance, cones, descent, faces, gram, minimisers, moments, proof
+from luthier.kit.context import Context
+from luthier.kit.polynomial import polynomial
+from luthier.kit.problem import problem
+from luthier.sos.certify import SumOfSquares
+
+GOLDSTEIN_PRICE = "(1 + (x+y+1)^2*(19-14x+3x^2-14y+6x*y+3y^2)) * (30 + (2x-3y)^2*(18-32x+12x^2+48y-36x*y+27y^2))"
+
+
+def certify(asked, **fields):
+    return SumOfSquares(**fields).certify(asked, Context())
+
+
+def whole(p):
+    return cones.Program((cones.cone(gram.consistent(p, gram.box(p))),))
+
+
+def blocks(text, chordal=False):
+    p = polynomial(text)
+    return sorted(sorted(c.monomials) for c in cones.split(whole(p), p.support, chordal).cones)
+
+
+def test_blocks_by_hand():
+    """Signs of x and of y may change: x^2, y^2 and 1 go together. A term x y ties x to y, and xy to the squares."""
+    assert blocks("x^4 + y^4 + 1") == [[(0, 0), (0, 2), (2, 0)], [(0, 1)], [(1, 0)], [(1, 1)]]
+    assert blocks("x^4 + y^4 + x*y + 1") == [[(0, 0), (0, 2), (1, 1), (2, 0)], [(0, 1), (1, 0)]]
+    assert len(blocks("x^4 + y^4 + x*y + y + 2")) == 1
+
+
+def test_chordal_blocks_by_hand():
+    """A path a - b - c is chordal: two cliques; a square of four gets a diagonal."""
+    assert cones._cliques([{1}, {0, 2}, {1}]) == [[0, 1], [1, 2]]
+    assert sorted(map(len, cones._cliques([{1, 3}, {0, 2}, {1, 3}, {0, 2}]))) == [3, 3]
+    chain = "x^2 - x*y + y^2 - y*z + z^2"
+    assert blocks(chain, chordal=True) == [[(0, 0, 1), (0, 1, 0)], [(0, 1, 0), (1, 0, 0)]]
+    assert certify(chain, chordal=True).verify()
+
+
+def test_chordal_blocks_prove_nothing_against_squares():
+    lost = certify("x^4*y^2 + x^2*y^4 - 3*x^2*y^2 + 1", chordal=True, multipliers=0)
+    assert lost.status == "unknown"
+
+
+COEFFICIENTS = st.integers(-4, 4).filter(bool)
+SUMS = st.dictionaries(st.tuples(st.integers(0, 2), st.integers(0, 2)), COEFFICIENTS, min_size=1, max_size=3)
+
+
+@given(st.lists(SUMS, min_size=1, max_size=3), st.integers(-3, 3))
+@settings(max_examples=25, deadline=None)
+def test_blocks_lose_nothing(lines, more):
+    """The margin over the blocks is that over the whole basis, whichever its sign."""
+    p = polynomial("+".join(f"({polynomial(line)})^2" for line in lines) + f" + {more}".replace("+ -", "- "))
+    program = whole(p) if p.terms else None
+    if program is None or any(m not in program.monomials for m in p.support):
+        return
+    target = {m: float(c) / 50 for m, c in p.terms}
+    one, other = (moments.solve(g, target, 1e-9, None) for g in (program, cones.split(program, p.support)))
+    assert one.optimum == pytest.approx(other.optimum, abs=1e-5)
+
+
+def test_zeros_and_what_vanishes_there():
+    """(x^2 - 1)^2 + (y - x)^2 is 0 at (1, 1) and (-1, -1): of 1, x, y, x^2 two combinations are 0 at both."""
+    p = polynomial("(x^2 - 1)^2 + (y - x)^2")
+    found = faces.zeros(p, {})
+    assert {(1, 1, 1), (1, -1, -1)} <= set(found)
+    program = cones.Program((cones.cone([(0, 0), (1, 0), (0, 1), (2, 0)]),))
+    smaller = faces.vanishing(p, program, [z for z in found if z[0]])
+    assert len(smaller.cones[0].basis) == 2
+    for b, (x, y) in itertools.product(smaller.cones[0].basis, ((1, 1), (-1, -1))):
+        assert sum(c * x ** m[0] * y ** m[1] for m, c in b.items()) == 0
+    assert faces.vanishing(p, program, []) is None
+
+
+def test_orders_of_vanishing():
+    """x^4 + y^2: at 0 a square is of order 1 along y and of order 2 along x, where p is of orders 2 and 4."""
+    p = polynomial("x^4 + y^2")
+    program = cones.Program((cones.cone([(0, 0), (1, 0), (0, 1), (2, 0)]),))
+    smaller = faces.vanishing(p, program, [(Fraction(1), Fraction(0), Fraction(0))])
+    assert sorted(next(iter(b)) for b in smaller.cones[0].basis) == [(0, 1), (2, 0)]
+
+
+def test_a_null_space_in_fractions():
+    """The moments of the points 1/2 and 3 leave one combination of 1, x, x^2 that vanishes: (2x - 1)(x - 3)."""
+    rows = np.array([[1, 0.5, 0.25], [1, 3, 9]])
+    (row,) = faces._null_space(rows.T @ rows)
+    assert [c / row[2] for c in row] == [Fraction(3, 2), Fraction(-7, 2), 1]
+    assert faces._null_space(np.eye(3)) == []
+    assert len(faces._null_space(np.zeros((2, 2)))) == 2
+    irrational = np.array([[1, 2**0.5, 2.0]])
+    assert faces._null_space(irrational.T @ irrational) is None
+
+
+def test_goldstein_price():
+    """Minimum 3 at (0, -1), where p is 0 at infinity of order 4 along two lines: without faces there is no room."""
+    assert certify(f"{GOLDSTEIN_PRICE} - 3", faces=False).status == "numeric"
+    found = certify(f"{GOLDSTEIN_PRICE} - 3")
+    assert found.status == "exact" and found.verify() and found.numbers["faces"] == 1
+    low = certify(GOLDSTEIN_PRICE, ask="bound")
+    assert (low.status, low.bound, low.verify()) == ("exact", "3", True)
+    assert np.array([[float(x) for x in point] for point in low.minimisers]) == pytest.approx(
+        np.array([[0, -1]]), abs=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "bound", "count"),
+    [
+        ("x^4 - 3x^2", "-9/4", 2), ("(x^2 - 1)^2 + (y^2 - 4)^2 + 7", "7", 4), ("x^2 + y^2 + 1", "1", 1),
+        ("(x*y - 1)^2 + y^2 + 1/3", "1/3", 0), ("7", "7", 0), ("x^4 + x^3 + 1", None, 1),
+    ],
+)  # fmt: skip
+def test_lower_bounds_by_hand(text, bound, count):
+    """The fourth has the infimum 1/3, which it never takes; the fifth is x-free; the sixth has -27/256 + 1 at -3/4."""
+    low = certify(text, ask="bound")
+    assert (low.status, low.verify()) == ("exact", True)
+    exact = bound or str(1 - Fraction(27, 256))
+    assert Fraction(low.bound) <= Fraction(exact) and float(Fraction(low.bound)) == pytest.approx(
+        float(Fraction(exact)), abs=2e-4
+    )
+    if bound:
+        assert low.bound == bound
+    assert len(low.minimisers) == count
+    p = polynomial(text)
+    for point in low.minimisers:
+        assert float(p.at([Fraction(float(x)) for x in point])) == pytest.approx(float(Fraction(exact)), abs=1e-4)
+
+
+@pytest.mark.parametrize("text", ["x^3", "x", "x^2 - y^2", "x*y + x^4"])
+def test_what_is_unbounded_has_no_bound(text):
+    assert certify(text, ask="bound").status == "unknown"
+
+
+def test_a_bound_with_a_multiplier():
+    low = certify("x^4*y^2 + x^2*y^4 - 3*x^2*y^2 + 1", ask="bound")
+    assert (low.status, low.bound, low.verify()) == ("exact", "0", True) and low.multiplier
+
+
+@pytest.mark.parametrize(
+    ("p", "nonneg", "zero", "least"),
+    [
+        ("x + y", ["1 - x^2 - y^2"], [], -(2**0.5)),
+        ("x + y", [], ["x^2 + y^2 - 1"], -(2**0.5)),
+        ("x", ["1 - x^2"], [], -1),
+        ("-x - y", ["x", "y", "1 - x - 2*y", "1 - 2*x - y", "4 - x^2 - y^2"], [], -2 / 3),
+        ("x*y", ["x - 1", "y - 2", "9 - x^2 - y^2"], [], 2),
+        ("(x - 3)^2", [], ["x^2 - 1"], 4),
+        ("x^4*y^2 + x^2*y^4 - 3*x^2*y^2 + 1", ["4 - x^2 - y^2"], [], 0),
+    ],
+)
+def test_bounds_where_constraints_hold(p, nonneg, zero, least):
+    asked = problem(p, nonneg, zero)
+    low = certify(asked, ask="bound")
+    assert (low.status, low.verify()) == ("exact", True), low
+    assert float(Fraction(low.bound)) == pytest.approx(least, abs=1e-3) and Fraction(low.bound) <= least + 1e-12
+    above = problem(f"{p} - ({Fraction(low.bound)}) + 1/10", nonneg, zero)
+    made = certify(above)
+    assert (made.status, made.verify()) == ("exact", True)
+    below = certify(problem(f"{p} - ({Fraction(low.bound)}) - 1/10", nonneg, zero))
+    assert below.status == "not_sos" if not zero else below.status in ("not_sos", "unknown")
+
+
+def test_the_degree_is_chosen_or_stepped():
+    """x on [0, 1] is x itself; 1 - x^2 on [-1, 1] of degree 2; the cubic needs more."""
+    assert certify(problem("x", ["x"]), degree=2).numbers["degree"] == 2
+    hard = problem("x^3 - x^2 + 1/5", ["x*(1 - x)"])
+    assert certify(hard, degree=4).status == "exact"
+    assert certify(problem("x*y", ["x", "y", "2 - x - y"])).status != "exact"
+    assert certify(problem("x*y", ["x", "y", "2 - x - y"]), products=True).status == "exact"
+
+
+def test_nothing_is_claimed_where_the_verifier_would_refuse():
+    made = certify(problem("x + y", ["1 - x^2 - y^2"], ["x - y"]), ask="bound")
+    assert made.verify()
+    for change in ({"bound": "0"}, {"nonneg": ()}, {"weighted": ()}, {"cofactors": ((),)}, {"squares": ()}):
+        assert dataclasses.replace(made, **change).refusal(), change
+
+
+def test_all_minimisers_of_flat_moments():
+    """Moments of three points in the plane, by hand: all three come back, wherever they lie."""
+    points = np.array([[1.0, 2.0], [-0.5, 0.25], [0.0, -1.0]])
+    mix = [0.5, 0.3, 0.2]
+    known = {
+        (i, j): sum(w * x**i * y**j for w, (x, y) in zip(mix, points, strict=True))
+        for i in range(7) for j in range(7 - i)
+    }  # fmt: skip
+    found = minimisers._atoms(2, known, 3)
+    assert sorted(map(tuple, np.round(found, 5))) == sorted(map(tuple, points))
+    assert minimisers._atoms(2, {m: v + (m == (2, 2)) for m, v in known.items()}, 2) == []
+
+
+def test_units_bring_coefficients_together():
+    terms = dict(polynomial("1e12*x^4 + x^2*y^2 + 1e-6*y^4 + x*y + 1").terms)
+    k = balance.units(terms)
+    sizes = [abs(float(c)) for c in balance.scaled(terms, k).values()]
+    assert max(sizes) / min(sizes) < 1e4
+    assert balance.scaled(balance.scaled(terms, k), k, -1) == terms
+    assert not any(balance.units(dict(polynomial("3x^4 + 7y^2 + 2").terms)))
+    for text in ("1e12*x^4 + x^2*y^2 + 1e-6*y^4 + x*y + 1", "(1e6*x^2 - y)^2 + (y - 1e-5)^2 + 1e-9"):
+        assert certify(text).verify() and certify(text).status == "exact"
+    refuted = certify("1e12*x^4*y^2 + 1e-3*x^2*y^4 - 30*x^2*y^2*z^2 + z^6/1e6", multipliers=0)
+    assert refuted.status == "not_sos" and refuted.verify()
+
+
+def test_a_point_below_a_bound():
+    made = proof.negative(problem("x^2 + 1"), {}, bound=Fraction(2))
+    assert made.verify() and made.bound == "2" and made.reason.startswith("it is below 2 at x = ")
+    assert descent.below_zero(problem("x^2 + 1"), {}, Fraction(1)) is None
