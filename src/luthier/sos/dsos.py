@@ -25,7 +25,7 @@ import numpy as np
 
 from luthier.fields import Count, Positive, Range
 from luthier.flows import Certificate, Ctx
-from luthier.kit import diagonal, exact, gram, proof
+from luthier.kit import diagonal, exact, gram, lattice, proof
 from luthier.kit.cones import Program, cone, split
 from luthier.kit.polynomial import Exponents, Polynomial
 from luthier.kit.problem import Problem
@@ -61,7 +61,7 @@ class Diagonal(Certify):
             return proof.given(asked, "exact", "the zero polynomial is the sum of no squares", numbers={})
         basis = self._basis(p)
         if basis is None:
-            return proof.undecided(asked, f"more than {gram.MOST} monomials to choose a basis from", {})
+            return proof.undecided(asked, "too many monomials to choose a basis from", {})
         numbers: proof.Numbers = {"all": gram.everything(p), "basis": len(basis)}
         if len(basis) > self.largest:
             why = f"a basis of {len(basis)} monomials, largest={self.largest} are allowed"
@@ -73,11 +73,12 @@ class Diagonal(Certify):
         return self._solved(asked, basis, split(program, p.support), numbers, ctx)
 
     def _basis(self, p: Polynomial) -> list[Exponents] | None:
+        if self.basis == "consistent":
+            return lattice.possible(p)
         if self.basis == "full":
             return gram.full(p)
         candidates = gram.box(p)
-        narrow = {"newton": gram.newton, "consistent": gram.consistent}[self.basis]
-        return None if candidates is None else narrow(p, candidates)
+        return None if candidates is None else gram.newton(p, candidates)
 
     def _solved(
         self, asked: Problem, basis: list[Exponents], program: Program, numbers: proof.Numbers, ctx: Ctx
