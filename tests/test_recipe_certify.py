@@ -23,6 +23,15 @@ STEPS = {
     },
     "hard": {"use": "sos.certify", "problem": SCHEIDERER},
 }  # fmt: skip
+WHERE = {
+    "disk": {
+        "use": "sos.certify", "problem": {"polynomial": "x + y", "nonneg": ["2 - x^2 - y^2"]}, "set": {"ask": "bound"},
+    },
+    "line": {"use": "sos.certify", "problem": {"polynomial": "x*y", "zero": "x - y"}},
+    "outside": {"use": "sos.certify", "problem": {"polynomial": "x", "nonneg": "1 - x^2", "zero": []}},
+    "low": {"use": "sos.certify", "problem": "x^4 - 3*x^2", "set": {"ask": "bound"}},
+    "times": {"use": "sos.certify", "problem": "x^4*y^2 + x^2*y^4 - 3*x^2*y^2 + 1"},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +77,41 @@ def test_the_report_says_what_is_proven(done):
     assert "is x^2 + 1 a sum of squares?" in report.build(done.folder).read_text()
 
 
+def test_constraints_and_bounds(tmp_path):
+    """A problem may be a map; the report asks what was asked."""
+    ran = run({"luthier": 1, "steps": WHERE}, folder=tmp_path / "where")
+    for name in ran.records:
+        made = Certificate.from_json((ran.path(name) / "certificate.json").read_text())
+        assert made.verify(), (name, made.refusal())
+    asked = {v.question: v.word for v in report.verdicts(ran.folder)}
+    assert asked == {
+        "disk: is x + y >= -2 where -x^2 - y^2 + 2 >= 0?": "shown",
+        "line: is x*y >= 0 where x - y = 0?": "shown",
+        "outside: is x >= 0 where -x^2 + 1 >= 0?": "refuted",
+        "low: is x^4 - 3*x^2 >= -9/4?": "shown",
+        "times: is x^4*y^2 + x^2*y^4 - 3*x^2*y^2 + 1 >= 0?": "shown",
+    }
+    again = run({"luthier": 1, "steps": WHERE}, folder=ran.folder)
+    assert len(again.kept) == 5
+    other = WHERE | {"line": {"use": "sos.certify", "problem": {"polynomial": "x*y", "zero": "x - 2*y"}}}
+    assert len(run({"luthier": 1, "steps": other}, folder=ran.folder).kept) == 4
+
+
+def test_the_plan_costs_constraints(tmp_path):
+    """The more the program holds, the more it takes."""
+    ball = "1 - " + " - ".join(f"{v}^2" for v in "uvwxyz")
+    problems = {
+        "alone": "x^2",
+        "disk": WHERE["disk"]["problem"],
+        "ball": {"polynomial": "u*v*w*x*y*z + u", "nonneg": ball},
+    }
+    found = recipe.load({"luthier": 1, "steps": {n: {"use": "sos.certify", "problem": p} for n, p in problems.items()}})
+    inputs = Inputs(found, tmp_path, lambda event: None)
+    inputs.open()
+    cost = {s.name: s.memory for s in plan(found, inputs).steps}
+    assert cost["ball"] > cost["disk"] > cost["alone"]
+
+
 def test_the_plan_costs_a_proof(tmp_path):
     large = " + ".join(f"{v}^6" for v in "uvwxyz") + " + u*v + u + v + w + x + y + z + 9"
     steps = {**STEPS, "large": {"use": "sos.certify", "problem": large}}
@@ -86,7 +130,16 @@ def test_the_plan_costs_a_proof(tmp_path):
         ('{use: sos.certify, problem: "x^2 + $"}', "r.yaml:3: column 7: '$' has no meaning"),
         ("{use: sos.certify}", "lacks 'problem'"),
         ("{use: sos.certify, problem: [x, y]}", "expected a polynomial"),
-        ("{use: sos.certify, problem: {a: 1}}", "expected a polynomial"),
+        ("{use: sos.certify, problem: {a: 1}}", "r.yaml:3: problem: unknown key 'a'"),
+        ("{use: sos.certify, problem: {}}", "r.yaml:3"),
+        ("{use: sos.certify, problem: {nonneg: x}}", "the problem names no polynomial"),
+        ("{use: sos.certify, problem: {polynomial: x, nonneg: [x, 1^^]}}", "r.yaml:3: nonneg 2: column 3"),
+        ("{use: sos.certify, problem: {polynomial: x, zero: x +}}", "r.yaml:3: zero 1: column 4"),
+        ("{use: sos.certify, problem: {polynomial: x, nonneg: [[x]]}}", "r.yaml:3: expected a polynomial, got ['x']"),
+        ("{use: sos.certify, problem: {polynomial: [x]}}", "r.yaml:3: expected a polynomial, got ['x']"),
+        ("{use: sos.certify, problem: {polynomial: x, nonneg: {x: 1}}}", "r.yaml:3: expected a polynomial, got {'x'"),
+        ("{use: sos.certify, problem: {polynomial: x, zero: null}}", "r.yaml:3: expected a polynomial, got None"),
+        ("{use: sos.certify, problem: {polynomal: x}}", "did you mean 'polynomial'"),
         ("{use: sos.certify, problem: true}", "expected a polynomial, got bool"),
         ("{use: sos.certify, problem: x, dtype: bf16}", "unknown key of a sos.certify step 'dtype'"),
         ("{use: sos.certify, problem: x, set: {basis: newt}}", "did you mean 'newton'"),

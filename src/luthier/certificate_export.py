@@ -26,9 +26,7 @@ def text_of(made: Certificate) -> str:
         return written(made.variables, terms)
 
     bound = Fraction(made.bound)
-    claim = poly(made.polynomial) + (f" >= {bound}" if bound else "")
-    where = [f"{poly(g)} >= 0" for g in made.nonneg] + [f"{poly(h)} = 0" for h in made.zero]
-    lines = [f"{made.status}: {claim}{' where ' + ', '.join(where) if where else ''}: {made.reason}"]
+    lines = [f"{made.status}: {claim_of(made)}: {made.reason}"]
     if made.status == "exact":
         left = f"{poly(made.polynomial)} {'+' if bound < 0 else '-'} {abs(bound)}" if bound else ""
         if made.multiplier:
@@ -43,6 +41,18 @@ def text_of(made: Certificate) -> str:
         lines += [f"tried: {step}" for step in made.tried]
     lines += [f"about as low at {_point_text(made.variables, at)}" for at in made.minimisers]
     return "\n".join(lines)
+
+
+def claim_of(made: Certificate, most: int = 1 << 30) -> str:
+    """p >= bound where ..., and p alone if no more is asked than squares. most: letters of p, and of where."""
+    from luthier.certificate import written
+
+    where = [f"{written(made.variables, g)} >= 0" for g in made.nonneg]
+    where += [f"{written(made.variables, h)} = 0" for h in made.zero]
+    p, conditions = (cut if len(cut) <= most else f"{cut[: most - 4]} ..." for cut in (made.problem, ", ".join(where)))
+    if where:
+        return f"{p} >= {made.bound} where {conditions}"
+    return f"{p} >= {made.bound}" if made.multiplier or made.bound != "0" else p
 
 
 def _sum_text(poly: Any, squares: Any) -> str:

@@ -189,18 +189,15 @@ def problem(marked: Marked, path: tuple, value: Any) -> None:
     """A problem to certify: a polynomial as text or a number, or a map with the constraints beside it."""
     from luthier.kit.problem import problem as read
 
-    where = marked.where(*path)
     try:
-        values = [value]
-        if isinstance(value, Mapping) and value:
-            listed = [v if isinstance(v, list) else [v] for k, v in value.items() if k != "polynomial"]
-            values = [value.get("polynomial", 0), *(v for several in listed for v in several)]
-        for each in values:
+        parts = dict(value) if isinstance(value, Mapping) and value else {"polynomial": value}
+        values = [parts.pop("polynomial", 0)]
+        for each in values + [v for part in parts.values() for v in (part if isinstance(part, list) else [part])]:
             if not isinstance(each, (str, int, float)):
                 raise LuthierError(f"expected a polynomial, got {said(each)}", do="write text such as x^2 + 1")
         read(value)
     except LuthierError as fault:
-        raise fault.at(where) from None
+        raise fault.at(marked.where(*path)) from None
 
 
 def train_fields() -> tuple[str, ...]:

@@ -68,14 +68,24 @@ def trainable(method: Any, size: Size) -> int:
 
 
 def size_of_proof(problem: Any, method: Any) -> tuple[float, int]:
-    """Operations and bytes that a certificate may take: those of the basis the method would start from."""
-    from luthier.kit import cones, gram, moments
-    from luthier.kit.polynomial import polynomial
+    """Operations and bytes that a certificate may take: those of the program the method would start from."""
+    from luthier.kit import cones, gram, moments, putinar
+    from luthier.kit.polynomial import Polynomial
+    from luthier.kit.problem import problem as read
 
-    p = polynomial(problem)
-    candidates = gram.box(p) if p.terms else None
-    basis = gram.consistent(p, candidates) if candidates else []
-    blocks = cones.split(cones.Program((cones.cone(basis),)), p.support) if basis else cones.Program(())
+    asked = read(problem)
+    p = asked.polynomial
+    support = dict.fromkeys(p.support, cones.ONE)
+    if asked.constrained:
+        degree = putinar.degrees(asked, getattr(method, "degree", None), 0)[0]
+        whole = putinar.program(asked, degree, getattr(method, "products", False))
+    else:
+        if support and getattr(method, "ask", None) == "bound":
+            support[(0,) * len(p.variables)] = cones.ONE
+        grown = Polynomial(p.variables, tuple(support.items()))
+        basis = gram.consistent(grown, gram.box(grown) or []) if support else []
+        whole = cones.Program((cones.cone(basis),)) if basis else None
+    blocks = cones.split(whole, set(support)) if whole else cones.Program(())
     fits = blocks.largest <= getattr(method, "largest", blocks.largest)
     return moments.cost([len(c.basis) for c in blocks.cones] if fits else [])
 

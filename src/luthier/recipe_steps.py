@@ -63,7 +63,7 @@ class Step:
         for name, value in self.roles.items():
             if roles[name].kind == kind and not isinstance(value, Mapping):
                 found += list(value) if isinstance(value, tuple) else [value]
-            elif isinstance(value, Mapping):
+            elif isinstance(value, Mapping) and roles[name].kind != "value":
                 tokenizer = value["tokenizer"]
                 if kind == ("data" if isinstance(tokenizer, Mapping) else "model"):
                     found.append(tokenizer["train"] if isinstance(tokenizer, Mapping) else tokenizer)

@@ -10,9 +10,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
+from luthier.certificate_export import claim_of
 from luthier.checkpoint.atomic import write_file
 from luthier.checkpoint.card import OURS, family_of, loading
 from luthier.errors import LuthierError
@@ -97,10 +97,12 @@ def _read(folder: Path, record: Record, what: str) -> str:
 
 
 def _proof(folder: Path, record: Record) -> Verdict:
-    """Is it a sum of squares? Only a proof shows or refutes that."""
+    """Is it a sum of squares, or as large as claimed? Only a proof shows or refutes that."""
     made = Certificate.from_json(_read(folder, record, "certificate"))
     word = {"exact": "shown", "not_sos": "refuted"}.get(made.status, "not shown")
-    return Verdict(f"{record.step}: is {shorten(made.problem, 100)} a sum of squares?", word, made.reason)
+    claim = claim_of(made, 100)
+    question = f"is {claim}?" if ">=" in claim else f"is {claim} a sum of squares?"
+    return Verdict(f"{record.step}: {question}", word, made.reason)
 
 
 def _verdict(note: str) -> Verdict | None:
