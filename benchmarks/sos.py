@@ -63,8 +63,8 @@ NOTES = [
     "allows it, which random supports seldom do. Where monomials could be left out a proof needs facial reduction, "
     "which counts. sdsos and dsos: sums of binomial squares, tried once.",
     "SumOfSquares and SOSPy give floats: what is counted there are answers of a solver that calls itself optimal, no "
-    "proof. A peer that does not finish one polynomial is not given the others of its row; of the published ones it is "
-    "given one, and of the four largest sizes the sparse one.",
+    "proof. A peer is given dense and sparse polynomials, of the largest sizes sparse ones alone, one of a row where they "
+    "are published, and no other of a row where it did not finish the first.",
 ]
 
 
@@ -225,15 +225,18 @@ def main() -> None:
             found = {way: [ours(do, one) for one in planted] for way, do in doing.items()}
             for peer in PEERS:
                 python = getattr(args, peer.lower())
-                if python and peer in args.ways and (kind != "published" or small_or_sparse(what)):
+                if python and peer in args.ways and for_peers(kind, what):
                     found[peer] = until_it_fails(peer, python, planted[: 1 if kind == "published" else None])
             save(measurements={name: found}, args=args)
             print(json.dumps({name: {w: cell(f) for w, f in found.items()}}), file=sys.stderr, flush=True)
 
 
-def small_or_sparse(what: Planting) -> bool:
-    """What peers are asked of the published sizes: of the largest ones the sparse polynomials, their easiest."""
-    return what.matrix == "sparse" or what.half <= 6 and what.n < 100
+def for_peers(kind: str, what: Planting) -> bool:
+    """What peers are given: the reducible, half of the others, and of the largest only two sparse ones."""
+    large = what.half > 6 or what.n == 100
+    return (
+        kind == "reducible" or (what.matrix == "sparse" and what.half <= 10) or (what.matrix == "dense" and not large)
+    )
 
 
 def until_it_fails(peer: str, python: str, planted: list[Planted]) -> list[dict[str, Any]]:
