@@ -63,8 +63,8 @@ NOTES = [
     "allows it, which random supports seldom do. Where monomials could be left out a proof needs facial reduction, "
     "which counts. sdsos and dsos: sums of binomial squares, tried once.",
     "SumOfSquares and SOSPy give floats: what is counted there are answers of a solver that calls itself optimal, no "
-    "proof. A peer is given dense and sparse polynomials, of the largest sizes sparse ones alone, one of a row where they "
-    "are published, and no other of a row where it did not finish the first.",
+    "proof. A peer is given dense and sparse polynomials, of the largest sizes sparse ones alone, one of a row where "
+    "they are published, and no other of a row where it did not finish the first.",
 ]
 
 

@@ -143,6 +143,31 @@ def test_limits_and_defaults():
     assert fine.status == "exact" and fine.numbers["bits"] > 0
 
 
+def test_on_the_boundary():
+    """(x^2 - 1)^2 and (x - 1)^2 + (y - 2)^2 have margin 0: whole numbers meet it."""
+    for text, count in (("x^4 - 2*x^2 + 1", 1), ("x^2 + y^2 - 2*x - 4*y + 5", 2)):
+        found = certify(text)
+        assert (found.status, len(found.squares)) == ("exact", count)
+        assert abs(found.numbers["margin"]) < 1e-6
+    below = certify("x^4 - 2*x^2 + 1 - 1/1000")  # negative at 1, and by a clear margin
+    assert (below.status, below.refusal()) == ("not_sos", None)
+
+
+def test_a_failed_solve_is_a_result(monkeypatch):
+    stopped = certify(ROBINSON, seconds=1e-9)
+    assert stopped.status == "unknown" and "MaxTime" in stopped.tried[0]
+    real = diagonal.solve
+
+    def broken(*args):
+        found = real(*args)
+        found.grams[0][0, 0] = math.nan
+        return found
+
+    monkeypatch.setattr(diagonal, "solve", broken)
+    lost = certify("x^4 + x^2 + y^2 + 1 + x*y")
+    assert (lost.status, lost.reason) == ("unknown", "the solver gave no numbers")
+
+
 def test_a_large_basis():
     """84 monomials: a sum of binomial squares and all squares, whose semidefinite program takes ten seconds or more."""
     every = " + ".join(f"(x{i}^3 - x{j}^2*x{i})^2" for i in range(6) for j in range(6) if i != j)
