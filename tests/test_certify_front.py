@@ -164,6 +164,16 @@ def test_too_large_says_how_large():
     assert made.status == "unknown" and "60" in made.reason and "GiB" in made.reason
 
 
+def test_memory_is_estimated_before_the_solve(monkeypatch):
+    """Where larger blocks than usual are allowed and there is no room for them."""
+    p = "x^4 + y^4 + z^4 + x + y + z + 5"
+    for free, status in ((1000, "unknown"), (1 << 40, "exact"), (None, "exact")):
+        monkeypatch.setattr("luthier.engine.room.free_memory", lambda free=free: free)
+        made = luthier.certify(p, largest=200)
+        assert made.status == status and ("GiB of memory" in made.reason) == (status == "unknown")
+        assert luthier.certify(p).status == "exact"
+
+
 EXPONENTS = st.tuples(st.integers(0, 4), st.integers(0, 4)).filter(lambda e: sum(e) <= 4)
 SUMS = st.dictionaries(EXPONENTS, st.fractions(-3, 9, max_denominator=6), min_size=1, max_size=6)
 POINTS = st.lists(st.tuples(*[st.fractions(-4, 4, max_denominator=8)] * 2), min_size=20, max_size=20)

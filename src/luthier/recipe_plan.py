@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from luthier.engine.room import free_memory, size_of_proof
 from luthier.errors import LuthierError
 from luthier.ledger import Record
 from luthier.recipe import Recipe
@@ -20,7 +21,7 @@ from luthier.recipe_grid import SHAPES
 from luthier.recipe_inputs import is_change, layout_of
 from luthier.recipe_planned import Plan, PlannedData, PlannedStep
 from luthier.recipe_rate import WIDE, rate
-from luthier.recipe_size import Size, free_memory, size_of, size_of_new, size_of_output, size_of_proof, trainable
+from luthier.recipe_size import Size, size_of, size_of_new, size_of_output, trainable
 from luthier.recipe_steps import Step
 from luthier.shapes import Measure
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 
@@ -65,35 +64,3 @@ def trainable(method: Any, size: Size) -> int:
     from luthier.kit.sparse import budget
 
     return sum(budget(shape, method.share, method.lora_rank) for shape in size.matrices)
-
-
-def size_of_proof(problem: Any, method: Any) -> tuple[float, int]:
-    """Operations and bytes that a certificate may take: those of the program the method would start from."""
-    from luthier.kit import cones, gram, moments, putinar
-    from luthier.kit.polynomial import Polynomial
-    from luthier.kit.problem import problem as read
-
-    asked = read(problem)
-    p = asked.polynomial
-    support = dict.fromkeys(p.support, cones.ONE)
-    if asked.constrained:
-        degree = putinar.degrees(asked, getattr(method, "degree", None), 0)[0]
-        whole = putinar.program(asked, degree, getattr(method, "products", False))
-    else:
-        if support and getattr(method, "ask", None) == "bound":
-            support[(0,) * len(p.variables)] = cones.ONE
-        grown = Polynomial(p.variables, tuple(support.items()))
-        basis = gram.consistent(grown, gram.box(grown) or []) if support else []
-        whole = cones.Program((cones.cone(basis),)) if basis else None
-    blocks = cones.split(whole, set(support)) if whole else cones.Program(())
-    fits = blocks.largest <= getattr(method, "largest", blocks.largest)
-    return moments.cost([len(c.basis) for c in blocks.cones] if fits else [])
-
-
-def free_memory() -> int | None:
-    """Bytes the system could give now, None where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return None

@@ -42,13 +42,30 @@ def certify(p: Any, nonneg: Any = (), zero: Any = (), use: str = METHOD, **field
     """
     from luthier.catalogue import load
 
-    asked = problem(p, nonneg, zero)
-    return load(use, **fields).certify(asked if asked.constrained else asked.polynomial, Light())
+    asked, method = problem(p, nonneg, zero), load(use, **fields)
+    short = _short_of_memory(asked, method) if use == METHOD else None
+    return undecided(asked, short) if short else method.certify(asked, Light())
 
 
 def lower_bound(p: Any, nonneg: Any = (), zero: Any = (), use: str = METHOD, **fields: Any) -> Certificate:
     """The largest lower bound of p that is found and proven: the certificate's `bound`, exact where its status is."""
     return certify(p, nonneg, zero, use, **{"ask": "bound", **fields})
+
+
+USUAL = 100
+"""Blocks up to this size fit any machine."""
+
+
+def _short_of_memory(asked: Problem, method: Any) -> str | None:
+    """Why the problem should not be tried, where the method was allowed larger blocks than usual."""
+    if method.largest <= USUAL:
+        return None
+    from luthier.engine.room import free_memory, size_of_proof
+
+    needed, free = size_of_proof(asked, method)[1], free_memory()
+    if free is None or needed <= free:
+        return None
+    return f"it needs about {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free"
 
 
 def undecided(asked: Problem, reason: str) -> Certificate:
