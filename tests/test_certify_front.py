@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,6 +43,12 @@ def proven(made):
 def test_every_input_gives_the_same_certificate(p):
     made = proven(luthier.certify(p))
     assert made == luthier.certify(SAME[0]) and made.status == "exact"
+
+
+def test_the_page_shows_a_real_certificate():
+    page = (Path(__file__).parents[1] / "docs" / "certify.md").read_text(encoding="utf-8")
+    shown = page.split("```text\n")[1].split("```")[0]
+    assert f"{luthier.certify('x^4 - 2*x^2*y + y^2 + 1/3')}\n" == shown
 
 
 def test_light_to_import_and_without_torch():

@@ -138,7 +138,7 @@ def _many(args: argparse.Namespace, fields: dict[str, Any], seconds: float | Non
     from luthier.engine.certify_file import rows, run
 
     _check_many(args)
-    jobs = args.jobs if args.jobs is not None else len(os.sched_getaffinity(0))
+    jobs = args.jobs or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     said = time.monotonic()
     with bar("certify") as watch:
 

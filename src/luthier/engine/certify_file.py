@@ -163,7 +163,10 @@ def run(
 def _said(task: Mapping[str, Any], answer: Any) -> dict[str, Any]:
     if not isinstance(answer, Lost):
         return answer
-    made = undecided(problem(task["problem"]), str(answer))
+    try:
+        made = undecided(problem(task["problem"]), str(answer))
+    except LuthierError as fault:
+        return {"error": str(fault)}
     return {"problem": task["problem"], "certificate": asdict(made), "stopped": str(answer)}
 
 

@@ -61,10 +61,11 @@ def answers(
                     waiting += _first(left, 1)
             soonest = min(w.late for w in workers) - time.monotonic()
             wait([w.pipe for w in workers], None if soonest == float("inf") else max(0.0, soonest))
-            for place, worker in enumerate(workers):
+            for worker in list(workers):
                 yield from _heard(worker, seconds)
                 if worker.pipe.closed:
-                    workers[place] = _Worker(work, warm)
+                    workers.remove(worker)
+                    workers += [_Worker(work, warm)] if waiting else []
     finally:
         for worker in workers:
             if not worker.pipe.closed:
