@@ -98,7 +98,8 @@ def test_a_null_space_in_fractions():
     assert faces._null_space(np.eye(3)) == []
     assert len(faces._null_space(np.zeros((2, 2)))) == 2
     irrational = np.array([[1, 2**0.5, 2.0]])
-    assert faces._null_space(irrational.T @ irrational) is None
+    (part,) = faces._null_space(irrational.T @ irrational)  # of a zero sqrt 2 the rational part: x^2 - 2
+    assert [c / part[2] for c in part] == [-2, 0, 1]
 
 
 def test_goldstein_price():
@@ -138,7 +139,18 @@ def test_lower_bounds_by_hand(text, bound, count):
 
 @pytest.mark.parametrize("text", ["x^3", "x", "x^2 - y^2", "x*y + x^4"])
 def test_what_is_unbounded_has_no_bound(text):
-    assert certify(text, ask="bound").status == "unknown"
+    """A form below 0 somewhere has no bound; of the others no sum of squares gives one."""
+    found = certify(text, ask="bound")
+    assert found.status == ("not_sos" if found.point else "unknown") and found.bound == "0"
+
+
+def test_squares_that_are_written():
+    """Broyden's function is 0 at an irrational point: no fractions describe its face, but its text shows squares."""
+    text = "((3-2*x)*x - 2*y + 1)^2 + ((3-2*y)*y - x + 1)^2"
+    p = polynomial(text)
+    found = certify(text)
+    assert (found.status, found.verify()) == ("exact", True)
+    assert certify(dict(p.terms)).status in ("exact", "numeric")
 
 
 def test_a_bound_with_a_multiplier():

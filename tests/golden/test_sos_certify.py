@@ -131,7 +131,7 @@ def test_scheiderer_has_no_rational_proof():
     """A sum of squares of real polynomials, of no rational ones (Scheiderer 2016): no proof must be claimed."""
     found = certify(SCHEIDERER)
     assert (found.status, found.squares, found.verify()) == ("numeric", (), False)
-    assert [line.split(":")[0] for line in found.tried] == [
+    assert [line.split(":")[0] for line in found.tried[:3]] == [
         "Clarabel", "rounding to multiples of 1 to 2^-40", "a functional that separates it from the squares",
     ]  # fmt: skip
     assert abs(found.numbers["margin"]) < 1e-6 and found.numbers["residual"] < 1e-6

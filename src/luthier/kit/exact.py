@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from luthier.errors import LuthierError
 from luthier.kit.cones import Program
 from luthier.kit.polynomial import Exponents, Terms
 
 MAX_DIGITS = 4000
 """of a number in a certificate: Python reads no more than 4300 from text"""
-MOST_UNKNOWNS = 220
+MOST_UNKNOWNS = 600
 """of the exact linear system, where coefficients cannot be met one by one"""
 Matrix = list[list[Fraction]]
 Square = tuple[Fraction, list[tuple[Exponents, Fraction]]]
@@ -134,31 +135,27 @@ class Rounding:
 
 
 def solved(matrix: Matrix, right: Sequence[Fraction]) -> list[Fraction] | None:
-    """x so that matrix x = right, for a square matrix; None if it is singular. Elimination without fractions."""
-    size = len(matrix)
-    rows = []
-    for row, value in zip(matrix, right, strict=True):
-        common = math.lcm(*(x.denominator for x in (*row, value)))
-        rows.append([int(x * common) for x in (*row, value)])
-    before = 1
-    for k in range(size):
-        pivot = next((r for r in range(k, size) if rows[r][k]), None)
-        if pivot is None:
-            return None
-        rows[k], rows[pivot] = rows[pivot], rows[k]
-        lead = rows[k]
-        for row in rows[k + 1 :]:
-            factor = row[k]
-            row[k + 1 :] = [
-                (lead[k] * x - factor * y) // before for x, y in zip(row[k + 1 :], lead[k + 1 :], strict=True)
-            ]
-            row[k] = 0
-        before = lead[k]
-    found = [Fraction(0)] * size
-    for k in reversed(range(size)):
-        rest = rows[k][size] - sum(rows[k][j] * found[j] for j in range(k + 1, size))
-        found[k] = Fraction(rest) / rows[k][k]
-    return found
+    """x so that matrix x = right, for a square matrix; None if it is singular."""
+    flint = _flint()
+    rows = flint.fmpq_mat([[flint.fmpq(x.numerator, x.denominator) for x in row] for row in matrix])
+    try:
+        found = rows.solve(flint.fmpq_mat([[flint.fmpq(x.numerator, x.denominator)] for x in right]))
+    except ZeroDivisionError:
+        return None
+    return [Fraction(int(x.p), int(x.q)) for x in found.entries()]
+
+
+def short_vectors(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """A basis of short vectors of the lattice that the rows span (Lenstra, Lenstra, Lovasz)."""
+    return [[int(x) for x in row] for row in _flint().fmpz_mat([list(row) for row in rows]).lll().tolist()]
+
+
+def _flint() -> Any:
+    try:
+        import flint
+    except ImportError:
+        raise LuthierError("exact linear systems need FLINT", do="pip install 'luthier[sos]'") from None
+    return flint
 
 
 def ldl(matrix: Matrix) -> list[tuple[Fraction, list[Fraction]]] | None:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from luthier.kit import exact
 from luthier.kit.cones import Cone, Program, plus
 from luthier.kit.descent import Point, descents
 from luthier.kit.moments import Solved
@@ -32,6 +33,8 @@ ZERO = 1e-4
 """Eigenvalues of a moment matrix below this share of its largest count as zero."""
 ORDER, LINES = 4, 6
 """Orders of vanishing that are looked at; random lines through a point, beside those along the axes."""
+FINE, LARGE = 1e5, 1000
+"""How much being orthogonal counts beside being short; numbers of a vector."""
 NEAR = 2e-4
 """How close a float must be to a fraction, times its largest denominator."""
 
@@ -72,15 +75,18 @@ def vanishing(p: Polynomial, program: Program, points: Sequence[Point]) -> Progr
     rng = np.random.default_rng(0)
     conditions: list[list[list[Fraction]]] = [[] for _ in program.cones]
     for point in points:
-        width = len(point)
-        lines = [[int(i == j) for j in range(width)] for i in range(width)]
-        lines += rng.integers(-3, 4, (LINES, width)).tolist()
+        common = math.lcm(*(x.denominator for x in point))
+        whole = [int(x * common) for x in point]
+        lines = np.vstack([np.eye(len(point), dtype=int), rng.integers(-3, 4, (LINES, len(point)))]).tolist()
         for line in lines:
-            along = _along(dict(p.terms), 2 * half, point, line, 2 * ORDER)
-            order = next((n for n, c in enumerate(along) if c), 2 * ORDER)
-            for rows, cone in zip(conditions, program.cones, strict=True) if order > 1 else ():
-                each = [_along(b, half, point, line, order // 2) for b in cone.basis]
-                rows += [[b[n] for b in each] for n in range(order // 2)]
+            order = next(
+                (n for n, c in enumerate(Line(whole, line, 2 * half, 2 * ORDER).of(dict(p.terms))) if c), 2 * ORDER
+            )
+            if order < 2:
+                continue
+            way = Line(whole, line, half, order // 2)
+            for rows, cone in zip(conditions, program.cones, strict=True):
+                rows += map(list, zip(*(way.of(b) for b in cone.basis), strict=True))
     cones, changed = [], False
     for cone, rows in zip(program.cones, conditions, strict=True):
         left = _kernel(rows, len(cone.basis))
@@ -90,19 +96,34 @@ def vanishing(p: Polynomial, program: Program, points: Sequence[Point]) -> Progr
     return Program(tuple(cones), program.free) if changed and cones else None
 
 
-def _along(terms: Terms, degree: int, point: Point, line: Sequence[int], order: int) -> list[Fraction]:
-    """The first coefficients in t of the polynomial, made a form of this degree, at point + t line."""
-    total = [Fraction(0)] * order
-    for m, c in terms.items():
-        series = [c] + [Fraction(0)] * (order - 1)
-        for x, h, e in zip(point, line, (degree - sum(m), *m), strict=True):
-            if e:
-                power = [
-                    math.comb(e, n) * x ** (e - n) * Fraction(h) ** n if n <= e else Fraction(0) for n in range(order)
-                ]
-                series = [sum((series[i] * power[n - i] for i in range(n + 1)), Fraction(0)) for n in range(order)]
-        total = [a + b for a, b in zip(total, series, strict=True)]
-    return total
+class Line:
+    """Polynomials, made forms of one degree, along point + t * line: their first coefficients in t."""
+
+    def __init__(self, point: Sequence[int], line: Sequence[int], degree: int, order: int):
+        self.degree, self.order = degree, order
+        self.powers = [
+            [[math.comb(e, n) * x ** (e - n) * h**n if n <= e else 0 for n in range(order)] for e in range(degree + 1)]
+            for x, h in zip(point, line, strict=True)
+        ]
+        self.known: dict[Exponents, list[int]] = {}
+
+    def of(self, terms: Terms) -> list[Fraction]:
+        total = [Fraction(0)] * self.order
+        for m, c in terms.items():
+            for n, x in enumerate(self._monomial(m)):
+                if x:
+                    total[n] += c * x
+        return total
+
+    def _monomial(self, m: Exponents) -> list[int]:
+        if m not in self.known:
+            series = [1] + [0] * (self.order - 1)
+            for powers, e in zip(self.powers, (self.degree - sum(m), *m), strict=True):
+                if e:
+                    power = powers[e]
+                    series = [sum(series[i] * power[n - i] for i in range(n + 1)) for n in range(self.order)]
+            self.known[m] = series
+        return self.known[m]
 
 
 def _kernel(rows: list[list[Fraction]], width: int) -> list[list[Fraction]]:
@@ -131,20 +152,18 @@ def _kernel(rows: list[list[Fraction]], width: int) -> list[list[Fraction]]:
 
 
 def reduced(program: Program, found: Solved) -> Program | None:
-    """The program over the face that holds every decomposition; None if it is the same one or no fractions fit."""
+    """The program over what fractions describe of the face that holds every decomposition; None if it is the same."""
     cones, changed = [], False
     for k, cone in enumerate(program.cones):
         rows = _null_space(found.matrix(program, k))
-        if rows is None:
-            return None
         changed = changed or len(rows) < len(cone.basis)
         if rows:
             cones.append(cone if len(rows) == len(cone.basis) else _over(cone, rows))
     return Program(tuple(cones), program.free) if changed and cones else None
 
 
-def _null_space(matrix_NN: np.ndarray) -> list[list[Fraction]] | None:
-    """Rows of small fractions that span the null space of a positive semidefinite matrix; None if none fit."""
+def _null_space(matrix_NN: np.ndarray) -> list[list[Fraction]]:
+    """Rows of small fractions in the null space of a positive semidefinite matrix: all of it, or what there are."""
     size = len(matrix_NN)
     values, vectors_NN = np.linalg.eigh(matrix_NN)
     rank = int((values > ZERO * max(values.max(initial=0.0), 1e-12)).sum()) if values.max(initial=0.0) > 1e-7 else 0
@@ -165,10 +184,27 @@ def _null_space(matrix_NN: np.ndarray) -> list[list[Fraction]] | None:
         for pivot, value in zip(pivots.tolist(), rest[:, n].tolist(), strict=True):
             near = _simplest(value)
             if near is None:
-                return None
+                return _whole_vectors(span)
             row[pivot] = -near
         found.append(row)
     return found
+
+
+def _whole_vectors(span_rN: np.ndarray) -> list[list[Fraction]]:
+    """Independent vectors of small whole numbers that are nearly orthogonal to the rows.
+
+    Where a zero of p is irrational, so is the null space; but rational squares vanish at its conjugates, too, and
+    make up what rational part it has.
+    """
+    size = span_rN.shape[1]
+    lattice = [
+        [int(i == j) for j in range(size)] + [round(FINE * x) for x in span_rN[:, i].tolist()] for i in range(size)
+    ]
+    short = [row[:size] for row in exact.short_vectors(lattice)]
+    near = [
+        row for row in short if np.abs(span_rN @ np.array(row, dtype=float)).max() < NEAR and max(map(abs, row)) < LARGE
+    ]
+    return [[Fraction(x) for x in row] for row in near]
 
 
 def _simplest(value: float) -> Fraction | None:

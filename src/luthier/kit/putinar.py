@@ -232,8 +232,9 @@ def _exact_bound(
     """The largest exact bound near the solver's that squares in fractions prove."""
     near = [Fraction(value).limit_denominator(most) for most in NICE]
     bounds = [b for b in dict.fromkeys(near) if abs(float(b) - value) < CLOSE * max(1.0, unit)]
-    bounds += [_floor(value - gap * max(1.0, unit)) for gap in BELOW]
-    for bound in bounds:
+    below = [_floor(value - gap * max(1.0, unit)) for gap in BELOW]
+    for bound in (*bounds, *below):
+        settings = dataclasses.replace(settings, faces=settings.faces and bound in bounds)  # below there is room
         left = plus(target, factor, -bound)
         if not left:
             return bound, Attempt(squares=[])

@@ -7,7 +7,7 @@ square may hold. Which those are is narrowed exactly first (`kit.gram`), and the
 symmetries among them (`kit.cones`); then Clarabel finds the Q of the largest margin, the distance of its
 least eigenvalue from 0; Q is rounded and moved onto p's coefficients in fractions; an exact factorisation
 gives the squares. A Q on the boundary has no room for that: the question is then asked again over the face
-that holds it (`kit.faces`). Where there is no Q, the dual gives a functional that proves it, or a point
+that holds it (`kit.faces`), and squares that the text shows are taken as they are. Where there is no Q, the dual gives a functional that proves it, or a point
 where p is negative is found; a nonnegative p without squares may have some after multiplication. Every
 verdict with a proof is checked by `luthier.verifier`, which shares no code with this, before it is given.
 
@@ -28,6 +28,7 @@ from luthier.errors import LuthierError
 from luthier.fields import Count, Positive, Range
 from luthier.flows import Certificate, Ctx
 from luthier.kit import gram, proof, putinar
+from luthier.kit.criteria import visible
 from luthier.kit.polynomial import Exponents, Polynomial
 from luthier.kit.problem import problem as read
 from luthier.shapes import Certify, Reduces
@@ -69,11 +70,12 @@ class SumOfSquares(Certify):
 
     def certify(self, problem: Any, ctx: Ctx) -> Certificate:
         asked = read(problem)
-        form = self.degree, 0 if self.degree else self.steps, self.products
-        if self.ask == "bound":
-            return putinar.lowest(asked, self._settings(), ctx, *form, self.multipliers)
+        reach = self.degree, 0 if self.degree else self.steps, self.products
+        form = len({sum(m) for m in asked.polynomial.support}) == 1 and asked.polynomial.degree > 0
+        if self.ask == "bound" and (asked.constrained or not form):  # of a form it is 0, or there is none
+            return putinar.lowest(asked, self._settings(), ctx, *reach, self.multipliers)
         if asked.constrained:
-            return putinar.nonnegative(asked, self._settings(), ctx, *form)
+            return putinar.nonnegative(asked, self._settings(), ctx, *reach)
         p = asked.polynomial
         if not p.terms:
             return proof.given(asked, "exact", "the zero polynomial is the sum of no squares", numbers={})
@@ -81,6 +83,10 @@ class SumOfSquares(Certify):
         if basis is None:
             return proof.undecided(asked, f"more than {gram.MOST} monomials to choose a basis from", {})
         made = proof.over(p, basis, self._settings(), ctx, complete=True)
+        seen = visible(problem, p) if made.status == "numeric" and isinstance(problem, str) else None
+        if seen:
+            return proof.given(asked, "exact", f"the {len(seen)} squares as they are written", squares=seen,
+                               basis=basis, numbers=made.numbers, tried=made.tried)  # fmt: skip
         if made.status == "not_sos" and made.functional and p.variables:
             return putinar.multiplied(asked, made, self._settings(), ctx, self.multipliers)
         return made
