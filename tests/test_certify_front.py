@@ -243,7 +243,7 @@ def test_the_command_line_prints_the_identity(capsys):
         "= (x^2 - y)^2 + 1/3"
     )
     code, out, _ = said(capsys, "x^2 - 1", "--timeout", "60s")
-    assert code == 1 and out.startswith("not_sos: x^2 - 1: it is negative at x = 0")
+    assert code == 1 and out.startswith("not_sos: it is negative at x = 0\nx^2 - 1\n")
     code, out, _ = said(capsys, "--", "-x^2+1")
     assert code == 1 and out.startswith("not_sos: ")
 
@@ -262,4 +262,4 @@ def test_the_command_line_prints_other_forms(capsys):
 
 def test_a_problem_that_takes_too_long(capsys):
     code, out, _ = said(capsys, "(x + y + z + w + 1)^8 + x^8 + 1", "--set", "basis=full", "--timeout", "0.1")
-    assert code == 1 and out.startswith("unknown: ") and "stopped after 0.1 s" in out
+    assert code == 1 and out.startswith("unknown: stopped after 0.1 s\n")

@@ -19,24 +19,25 @@ GREEK = re.compile(
 
 
 def text_of(made: Certificate) -> str:
-    """The verdict, and what proves it: the identity, or what was tried."""
+    """The verdict, the claim, and what proves it: the identity, or what was tried."""
     from luthier.certificate import written
 
     def poly(terms: Any) -> str:
         return written(made.variables, terms)
 
     bound = Fraction(made.bound)
-    lines = [f"{made.status}: {claim_of(made)}: {made.reason}"]
+    claim = claim_of(made)
+    lines = [f"{made.status}: {made.reason}", claim]
     if made.status == "exact":
-        left = f"{poly(made.polynomial)} {'+' if bound < 0 else '-'} {abs(bound)}" if bound else ""
+        left = made.problem + (f" {'+' if bound < 0 else '-'} {abs(bound)}" if bound else "")
         if made.multiplier:
-            left = f"({_sum_text(poly, made.multiplier)})*({left or poly(made.polynomial)})"
+            left = f"({_sum_text(poly, made.multiplier)})*({left})"
         parts = [_sum_text(poly, made.squares)] if made.squares else []
         for which, squares in weighted(made):
             parts.append("*".join([f"({_sum_text(poly, squares)})", *(f"({poly(made.nonneg[k])})" for k in which)]))
         pairs = zip(made.cofactors, made.zero, strict=False)
         parts += [f"({poly(c)})*({poly(h)})" for c, h in pairs if c]
-        lines += [left] * bool(left) + [f"= {' + '.join(parts) or '0'}"]
+        lines += [left] * (left != claim) + [f"= {' + '.join(parts) or '0'}"]
     else:
         lines += [f"tried: {step}" for step in made.tried]
     lines += [f"about as low at {_point_text(made.variables, at)}" for at in made.minimisers]

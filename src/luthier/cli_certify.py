@@ -87,13 +87,7 @@ def _seconds(text: str | None) -> float | None:
 
 
 def _one(args: argparse.Namespace, fields: dict[str, Any], seconds: float | None) -> int:
-    asked = _asked(args)
-    if seconds is None:
-        from luthier.engine.certify import certify
-
-        made = certify(asked, use=args.use, **fields)
-    else:
-        made = _timed(asked, args.use, fields, seconds)
+    made = _apart(_asked(args), args.use, fields, seconds)
     if args.latex or args.lean:
         print(made.to_latex() if args.latex else made.to_lean())
     else:
@@ -116,8 +110,8 @@ def _asked(args: argparse.Namespace) -> Any:
     return problem(args.problem, sides[">="], sides["="])
 
 
-def _timed(asked: Any, use: str, fields: dict[str, Any], seconds: float) -> Any:
-    """In a process that is ended when its time is over."""
+def _apart(asked: Any, use: str, fields: dict[str, Any], seconds: float | None) -> Any:
+    """In a process of its own, which is ended when its time is over, and which a solver without memory takes down."""
     from luthier.engine.certify import undecided
     from luthier.engine.certify_file import attempt, warm
     from luthier.engine.certify_pool import Lost, answers
