@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -34,6 +34,8 @@ SAID = {True: "Yes", False: "No"}
 METHOD = "sos.sos1k"
 MOST_TRIES = 40
 """Polynomials drawn for each item that is wanted, at most."""
+Sides = tuple[list[Any], list[Any], dict[str, int]]
+"""(id, text, answer, class, number, proof) of each training and test item; what was left out."""
 
 
 class SosData(OpenData):
@@ -67,7 +69,7 @@ class SosData(OpenData):
 
     def certificate(self, item: Item) -> Certificate:
         """What proves an item's answer, made again from its class and number."""
-        made = self._certified(self._drawn(item.meta["class"], item.meta["index"]))
+        made = certified(draw(item.meta["class"], self._chars, _rng(self._key, item.meta["class"], item.meta["index"])))
         if made is None:
             raise LuthierError(f"item {item.id} is not of this data", where=self.name)
         return made
@@ -76,17 +78,6 @@ class SosData(OpenData):
     def _key(self) -> int:
         """From the root seed alone: a class's polynomials are the same at all levels and whatever else is asked."""
         return int.from_bytes(hashlib.sha256(f"sos1k {self._ctx.seed}".encode()).digest()[:4], "big") >> 1
-
-    def _drawn(self, kind: str, number: int) -> Drawn:
-        return draw(kind, self._chars, Context(seed=self._key).rng(kind, number))
-
-    def _certified(self, drawn: Drawn) -> Certificate | None:
-        """The construction's proof if it is one, else the cascade's."""
-        proof = drawn.proof()
-        if proof is not None and truth(proof) is not None:
-            return proof
-        made = load(METHOD).certify(drawn.text, self._ctx)
-        return made if truth(made) is not None else None
 
     def _content(self) -> Any:
         return ["sos1k", self._key, prompt(self.spec.place, "")]
@@ -97,41 +88,58 @@ class SosData(OpenData):
 
     @cached_property
     def _made(self) -> tuple[list[Item], list[Item], Mapping[str, int]]:
-        key = {"key": self._key, "chars": self._chars, "classes": self._classes, "equal": self._equal}
-        key["wanted"] = self._wanted
-        stored = self._ctx.cached("sos1k", key, lambda: {"json": _packed(self._generate())})
+        asked = (self._key, self._chars, self._classes, self._equal, self._wanted)
+        try:
+            stored = self._ctx.cached("sos1k", {"asked": asked}, lambda: {"json": _packed(generate(*asked))})
+        except LuthierError as fault:
+            raise fault.at(f"data.{self.name}") from None
         train, test, dropped = json.loads(bytes(stored["json"].numpy()).decode())
+        if dropped:
+            self._ctx.emit("log", text=f"{self.name}: left out as undecided: {dropped}")
         return [self._item(*one) for one in train], [self._item(*one) for one in test], dropped
 
     def _item(self, id_: str, text: str, answer: str, kind: str, number: int, proof: str) -> Item:
         meta = {"class": kind, "index": number, "problem": text, "proof": proof}
         return Item(id=id_, prompt=prompt(self.spec.place, text), answer=answer, meta=meta)
 
-    def _generate(self) -> tuple[list[Any], list[Any], dict[str, int]]:
-        """(id, text, answer, class, number, proof) of each item, and what was left out."""
-        sides: tuple[list[Any], list[Any]] = ([], [])
-        dropped: dict[str, int] = {}
-        seen: set[str] = set()
-        for tries, (kind, number) in enumerate(order(self._classes, self._equal)):
-            if (len(sides[0]), len(sides[1])) == self._wanted:
-                break
-            if tries > 200 + MOST_TRIES * sum(self._wanted):
-                what = f"only {len(sides[0])} training and {len(sides[1])} test items that differ in {tries} tries"
-                raise LuthierError(what, where=f"data.{self.name}.split", do="ask for fewer, or allow more classes")
-            drawn = self._drawn(kind, number)
-            id_ = hashlib.sha256(drawn.text.encode()).hexdigest()[:16]
-            side = int(unit(id_) < TEST_SHARE)
-            if id_ in seen or len(sides[side]) == self._wanted[side]:
-                continue
-            seen.add(id_)
-            made = self._certified(drawn)
-            if made is None:
-                dropped[kind] = dropped.get(kind, 0) + 1
-            else:
-                sides[side].append((id_, drawn.text, SAID[bool(truth(made))], kind, number, made.reason.split(":")[0]))
-        if dropped:
-            self._ctx.emit("log", text=f"{self.name}: left out as undecided: {dropped}")
-        return *sides, dropped
+
+def certified(drawn: Drawn) -> Certificate | None:
+    """The construction's proof if it is one, else the cascade's; None where neither decides."""
+    proof = drawn.proof()
+    if proof is not None and truth(proof) is not None:
+        return proof
+    made = load(METHOD).certify(drawn.text, Context(step="sos1k"))
+    return made if truth(made) is not None else None
+
+
+def _rng(key: int, kind: str, number: int) -> torch.Generator:
+    return Context(seed=key).rng(kind, number)
+
+
+@lru_cache(maxsize=4)
+def generate(key: int, chars: int, classes: tuple[str, ...], equal: bool, wanted: tuple[int, int]) -> Sides:
+    """The items of both sides, and how many polynomials of each class were left out. All levels ask for the same."""
+    sides: tuple[list[Any], list[Any]] = ([], [])
+    dropped: dict[str, int] = {}
+    seen: set[str] = set()
+    for tries, (kind, number) in enumerate(order(classes, equal)):
+        if (len(sides[0]), len(sides[1])) == wanted:
+            break
+        if tries > 200 + MOST_TRIES * sum(wanted):
+            what = f"only {len(sides[0])} training and {len(sides[1])} test items that differ in {tries} tries"
+            raise LuthierError(what, where="split", do="ask for fewer, or allow more classes")
+        drawn = draw(kind, chars, _rng(key, kind, number))
+        id_ = hashlib.sha256(drawn.text.encode()).hexdigest()[:16]
+        side = int(unit(id_) < TEST_SHARE)
+        if id_ in seen or len(sides[side]) == wanted[side]:
+            continue
+        seen.add(id_)
+        made = certified(drawn)
+        if made is None:
+            dropped[kind] = dropped.get(kind, 0) + 1
+        else:
+            sides[side].append((id_, drawn.text, SAID[bool(truth(made))], kind, number, made.reason.split(":")[0]))
+    return *sides, dropped
 
 
 def _classes(asked: Any) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ import torch
 from luthier.errors import LuthierError
 from luthier.kit import exact, gram
 from luthier.kit.descent import below_zero
+from luthier.kit.lowest import lowest
 from luthier.kit.polynomial import Exponents, Polynomial, polynomial
 from luthier.kit.problem import Problem
 
@@ -104,7 +105,7 @@ def point(look: Look) -> Decision | str:
         value = p.at(())
         constant = ((), Fraction(1))
         return Decision("not_sos", "a negative constant", functional=(constant,)) if value < 0 else "nowhere negative"
-    found = below_zero(Problem(p), {})
+    found = below_zero(Problem(p), {}) or lowest(p, look.rng)
     return "no point found where it is negative" if found is None else _at(p, found, "a grid, then descents")
 
 

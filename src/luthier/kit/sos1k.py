@@ -34,7 +34,7 @@ SIZES = {
     "5.4b": 70,
 }  # fmt: skip
 """How many of each class there are, in the order of the table."""
-TRIES = 60
+TRIES = 12
 Terms = dict[Exponents, Fraction]
 Matrix = list[list[Fraction]]
 

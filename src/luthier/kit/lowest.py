@@ -1,0 +1,45 @@
+"""Longer descents than `kit.descent` takes, from keyed starts near and far: where p is negative in a small place.
+
+Ends are rounded to few binary places, and p is evaluated there in fractions.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import torch
+
+from luthier.kit.polynomial import Polynomial
+
+STARTS, MOST_WORK, BITS = 12, 20_000_000, (0, 1, 2, 3, 5, 8, 12, 20, 30, 40)
+"""How many descents, the powers they may take together, and the binary places their ends are rounded to."""
+Point = tuple[Fraction, ...]
+
+
+def lowest(p: Polynomial, rng: torch.Generator) -> Point | None:
+    """A rational point at which p is negative, near the end of some descent; None if none ends below 0."""
+    from scipy.optimize import minimize
+
+    powers, unit = np.array(p.support, dtype=float), max(abs(c) for _, c in p.terms)
+    weights = np.array([float(c / unit) for _, c in p.terms])
+    steps = max(5, min(200, MOST_WORK // (powers.size * (1 + len(p.variables)) * STARTS)))
+    spread = 2.0 ** torch.linspace(-2, 2, STARTS)[:, None]
+    for start in (spread * torch.randn(STARTS, len(p.variables), generator=rng)).double().numpy():
+        with np.errstate(all="ignore"):
+            found = minimize(_value, start, (powers, weights), method="L-BFGS-B", jac=True, options={"maxiter": steps})
+        if np.isfinite(found.x).all() and found.fun < 0:
+            for bits in BITS:
+                place = tuple(Fraction(round(float(v) * 2**bits), 2**bits) for v in found.x)
+                if p.at(place) < 0:
+                    return place
+    return None
+
+
+def _value(x: np.ndarray, powers: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
+    """p and its slope in floats; a descent without end is cut off."""
+    value, lower = float(weights @ np.prod(x**powers, axis=1)), np.eye(len(x))
+    slope = [
+        weights @ (powers[:, j] * np.prod(x ** (powers - lower[j]).clip(0), axis=1)) for j in range(len(x))
+    ]  # fmt: skip
+    return (value, np.array(slope)) if abs(value) < 1e60 else (-1e60, np.zeros(len(x)))
