@@ -167,12 +167,17 @@ def judged_bound(entry: Row, made: Certificate) -> str:
 
 
 def summary(every: list[Row]) -> list[Row]:
-    """A line for each question and truth, one for all where a proof can exist, one for each question without."""
-    groups = [(q, truth, [r for r in every if r["question"] == q and r["truth"] == truth])
-              for q in QUESTIONS for truth in TRUTHS]  # fmt: skip
+    """Where a proof can exist: of each polynomial's own question, and of all; each question and truth; what lacks one.
+
+    A polynomial's own question is whether it is nonnegative, under constraints how low it gets.
+    """
     whole = [r for r in every if r["truth"] != "sos_real"]
-    lines = [counted("all but sos_real", "both", whole)]
-    lines += [counted(truth, q, rows) for q, truth, rows in groups if rows]
+    own = [r for r in whole if r["question"] == "nonnegative?" or r["truth"] == "constrained"]
+    lines = [counted("all but sos_real", "its own", own), counted("all but sos_real", "both", whole)]
+    for question in QUESTIONS:
+        for truth in TRUTHS:
+            rows = [r for r in every if r["question"] == question and r["truth"] == truth]
+            lines += [counted(truth, question, rows)] if rows else []
     for r in every:
         if r["verdict"] != "proof":
             lines.append({"truth": r["truth"], "question": r["question"], "without a proof": r["what"],

@@ -230,9 +230,11 @@ def test_the_summary_counts_what_is_there():
         {**base, "what": "a", "truth": "sos", "status": "exact", "verdict": "proof"},
         {**base, "what": "b", "truth": "sos", "status": "numeric", "verdict": "none"},
         {**base, "what": "c", "truth": "sos_real", "status": "numeric", "verdict": "none"},
+        {**base, "what": "a", "truth": "sos", "status": "exact", "verdict": "proof", "question": "minimum?"},
     ]
-    whole, squares, real, *missing = published.summary(rows)
-    assert (whole["asked"], whole["proven"], whole["share"]) == (2, 1, "50.0%")
+    own, whole, squares, real, low, *missing = published.summary(rows)
+    assert (own["asked"], own["proven"], own["share"]) == (2, 1, "50.0%")
+    assert (whole["asked"], whole["proven"], low["asked"]) == (3, 2, 1)
     assert (squares["truth"], squares["exact"], squares["numeric"]) == ("sos", 1, 1)
     assert real["proven"] == 0
     assert [line["without a proof"] for line in missing] == ["b", "c"]
