@@ -30,7 +30,8 @@ GRIDS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 20, 26, 32)
 """Coarse grids first: a proof with small numbers, and one that meets numbers which must be met exactly."""
 FACES = 8
 """taken one after another, at most"""
-Numbers = dict[str, float]
+BOUNDARY = "its squares lie on a boundary that no small fractions describe, and may need irrational numbers"
+Numbers = Mapping[str, float]
 Plain = tuple[tuple[Exponents, str], ...]
 
 
@@ -59,7 +60,7 @@ class Attempt:
     numeric: bool = False
     why: str = ""
     tried: list[str] = field(default_factory=list)
-    numbers: Numbers = field(default_factory=dict)
+    numbers: dict[str, float] = field(default_factory=dict)
     moments: dict[Exponents, float] = field(default_factory=dict)
 
 
@@ -102,6 +103,8 @@ def _attempt(target: Terms, program: Program, settings: Settings, ctx: Ctx, refu
             made.numbers |= {"margin": float(f"{found.optimum:.3g}"), "residual": float(f"{found.residual:.3g}")}
             made.moments = found.moments
             made.numeric = side >= 0 and found.residual < NEAR
+            if side == 0 and settings.faces:
+                made.why = f": {BOUNDARY}"
         if side >= 0 and _rounded(made, now, target, found, unit, settings, ctx):
             made.numbers["faces"] = float(face)
             return made
@@ -113,10 +116,6 @@ def _attempt(target: Terms, program: Program, settings: Settings, ctx: Ctx, refu
             made.tried.append("a functional that separates it from the squares: none in fractions")
         smaller = _smaller(target, now, found) if side == 0 and settings.faces else None
         if smaller is None or any(m not in smaller.monomials for m in target):
-            if side == 0 and settings.faces:
-                made.why = (
-                    ": its squares lie on a boundary that no small fractions describe, and may need irrational numbers"
-                )
             return made
         now = smaller
     return made
@@ -169,7 +168,7 @@ def over(p: Polynomial, basis: Sequence[Exponents], settings: Settings, ctx: Ctx
     squares over it proves `not_sos`; else that is `unknown`.
     """
     asked, target = Problem(p), dict(p.terms)
-    numbers: Numbers = {"all": gram.everything(p), "basis": len(basis)}
+    numbers: dict[str, float] = {"all": gram.everything(p), "basis": len(basis)}
     alone = next((m for m in p.support if not reaches(basis, m)), None)
     if alone is not None:
         return lonely(asked, alone, basis, numbers, complete)

@@ -69,7 +69,7 @@ def nonnegative(
     if found is not None:
         return found
     tried: list[str] = []
-    numbers: Numbers = {}
+    numbers: dict[str, float] = {}
     numeric = False
     for each in degrees(asked, degree, steps):
         whole = program(asked, each, products)
@@ -143,7 +143,7 @@ def lowest(
 ) -> Certificate:
     """The largest bound that a sum of these degrees, or with these multipliers, proves."""
     tried: list[str] = []
-    numbers: Numbers = {}
+    numbers: dict[str, float] = {}
     best: tuple[float, Certificate] | None = None
     p = asked.polynomial
     ways = [(each, 0) for each in degrees(asked, degree, steps)] if asked.constrained else [

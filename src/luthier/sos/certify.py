@@ -7,9 +7,10 @@ square may hold. Which those are is narrowed exactly first (`kit.gram`), and the
 symmetries among them (`kit.cones`); then Clarabel finds the Q of the largest margin, the distance of its
 least eigenvalue from 0; Q is rounded and moved onto p's coefficients in fractions; an exact factorisation
 gives the squares. A Q on the boundary has no room for that: the question is then asked again over the face
-that holds it (`kit.faces`), and squares that the text shows are taken as they are. Where there is no Q, the dual gives a functional that proves it, or a point
-where p is negative is found; a nonnegative p without squares may have some after multiplication. Every
-verdict with a proof is checked by `luthier.verifier`, which shares no code with this, before it is given.
+that holds it (`kit.faces`), and if that does not help, squares that the text shows are taken as they are.
+Where there is no Q, the dual gives a functional that proves it, or a point where p is negative is found; a
+nonnegative p without squares may have some after multiplication. Every verdict with a proof is checked by
+`luthier.verifier`, which shares no code with this, before it is given.
 
 Statuses: `exact` and `not_sos` are proven; `numeric` is true as far as floats can tell; `unknown` says what
 was tried. With constraints p >= 0 is claimed where these hold, by Putinar's form (`kit.putinar`); with
