@@ -51,10 +51,13 @@ NOTES = [
     "memory count; Luthier reads them into buffers.",
     "ns an entry is CPU without `import torch`, over the entries of one model: of the limit with what Python takes to "
     "end, of Luthier without, as it leaves at once.",
-    "What falls short. dare_ties: mergekit's form needs each mask twice, for masses and for the merge, and Philox "
-    "takes about a third of the time; ties and breadcrumbs: an exact threshold takes 3 to 4 ns an entry and expert, "
-    "as changes of bfloat16 repeat (3,492 values in a matrix of 884,736) and partition then takes 6 times as long; "
-    "18,000 tensors: calls of small kernels and checks of headers, linear in their number.",
+    "What falls short. linear, 1.5B: mergekit takes 2.3 times the limit there, so that three times less than mergekit "
+    "would be less than the limit, which is where Luthier is. ties and breadcrumbs: an exact threshold takes 3 to 4 ns "
+    "an entry and expert, as changes of bfloat16 repeat, and the vote another 5; both are calls of one pass each over "
+    "a stretch in cache, and only kernels of our own that fuse them would be faster. dare_ties: mergekit's form needs "
+    "each mask twice, for masses and for the merge, and Philox takes about a third of the time. 18,000 tensors: calls "
+    "of small kernels and checks of headers, linear in their number; the limit itself takes two seconds more.",
+    "Several runs where `runs` says so, else one, on a machine that had other work to do on its second core.",
 ]
 LIMIT = """
 import sys, torch
