@@ -15,7 +15,7 @@ from luthier.kit.polynomial import Polynomial
 from luthier.kit.problem import Problem
 
 Way = Callable[[Polynomial, Planted], Certificate]
-LARGEST = 130
+LARGEST = 100
 """monomials of one block that are tried"""
 WAYS = ("neural", "consistency", "rules", "hidden", "sdsos", "dsos", "newton", "full")
 """In the order of the table. hidden: the planted basis is given."""
