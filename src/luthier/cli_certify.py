@@ -87,7 +87,8 @@ def _seconds(text: str | None) -> float | None:
 
 
 def _one(args: argparse.Namespace, fields: dict[str, Any], seconds: float | None) -> int:
-    made = _apart(_asked(args), args.use, fields, seconds)
+    asked = _asked(args)
+    made = _apart(asked if asked.constrained else args.problem, asked, args.use, fields, seconds)
     if args.latex or args.lean:
         print(made.to_latex() if args.latex else made.to_lean())
     else:
@@ -110,14 +111,14 @@ def _asked(args: argparse.Namespace) -> Any:
     return problem(args.problem, sides[">="], sides["="])
 
 
-def _apart(asked: Any, use: str, fields: dict[str, Any], seconds: float | None) -> Any:
+def _apart(given: Any, asked: Any, use: str, fields: dict[str, Any], seconds: float | None) -> Any:
     """In a process of its own, which is ended when its time is over, and which a solver without memory takes down."""
     from luthier.engine.certify import undecided
     from luthier.engine.certify_file import attempt, warm
     from luthier.engine.certify_pool import Lost, answers
     from luthier.flows import Certificate
 
-    ((_, answer),) = answers([{"problem": asked, "use": use, "fields": fields}], attempt, warm, 1, seconds)
+    ((_, answer),) = answers([{"problem": given, "use": use, "fields": fields}], attempt, warm, 1, seconds)
     if isinstance(answer, Lost):
         return undecided(asked, str(answer))
     if "error" in answer:

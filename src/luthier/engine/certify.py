@@ -44,7 +44,9 @@ def certify(p: Any, nonneg: Any = (), zero: Any = (), use: str = METHOD, **field
 
     asked, method = problem(p, nonneg, zero), load(use, **fields)
     short = _short_of_memory(asked, method) if use == METHOD else None
-    return undecided(asked, short) if short else method.certify(asked, Light())
+    if short:
+        return undecided(asked, short)
+    return method.certify(p if isinstance(p, str) and not asked.constrained else asked, Light())
 
 
 def lower_bound(p: Any, nonneg: Any = (), zero: Any = (), use: str = METHOD, **fields: Any) -> Certificate:

@@ -180,18 +180,20 @@ def attempt(task: Mapping[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     if "error" in task:
         return {"error": task["error"]}
+    given = task["problem"]
     try:
-        asked = problem(task["problem"])
+        asked = problem(given)
     except LuthierError as fault:
         return {"error": str(fault)}
     try:
-        made = certify(asked, use=task["use"], **task["fields"])
+        text = given.get("polynomial") if isinstance(given, dict) and not asked.constrained else given
+        made = certify(text, use=task["use"], **task["fields"])
     except LuthierError as fault:
         return {"error": str(fault)}
     except BaseException as fault:  # a panic of the solver is no Exception
         made = undecided(asked, f"{type(fault).__name__}: {' '.join(str(fault).split())[:200]}")
     seconds = round(time.perf_counter() - began, 3)
-    return {"problem": task["problem"], "seconds": seconds, "certificate": json.loads(made.to_json())}
+    return {"problem": given, "seconds": seconds, "certificate": json.loads(made.to_json())}
 
 
 def recheck(row: Mapping[str, Any]) -> tuple[str, str]:

@@ -19,9 +19,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from luthier.errors import LuthierError
 from luthier.kit import exact, gram
@@ -29,6 +29,9 @@ from luthier.kit.descent import below_zero
 from luthier.kit.lowest import lowest
 from luthier.kit.polynomial import Exponents, Polynomial, polynomial
 from luthier.kit.problem import Problem
+
+if TYPE_CHECKING:
+    import torch
 
 MOST_BASIS = 120
 """monomials that the Gram matrix may have"""
@@ -69,6 +72,8 @@ def degree(look: Look) -> Decision | str:
 
 def _directions(count: int, most: int, rng: torch.Generator) -> Iterator[tuple[int, ...]]:
     """Whole vectors: the axes, the diagonal, and others at random."""
+    import torch
+
     yield from (tuple(int(i == j) for j in range(count)) for i in range(count))
     yield (1,) * count
     for _ in range(200):

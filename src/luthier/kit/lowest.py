@@ -6,11 +6,14 @@ Ends are rounded to few binary places, and p is evaluated there in fractions.
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from luthier.kit.polynomial import Polynomial
+
+if TYPE_CHECKING:
+    import torch
 
 STARTS, MOST_WORK, BITS = 12, 20_000_000, (0, 1, 2, 3, 5, 8, 12, 20, 30, 40)
 """How many descents, the powers they may take together, and the binary places their ends are rounded to."""
@@ -19,6 +22,7 @@ Point = tuple[Fraction, ...]
 
 def lowest(p: Polynomial, rng: torch.Generator) -> Point | None:
     """A rational point at which p is negative, near the end of some descent; None if none ends below 0."""
+    import torch
     from scipy.optimize import minimize
 
     powers, unit = np.array(p.support, dtype=float), max(abs(c) for _, c in p.terms)
