@@ -39,15 +39,15 @@ class Cascade(Certify):
     """who is asked where they do not decide; multipliers show less than a sum of squares; null: nobody"""
 
     departures = (
-        "Joe-2002/SoS1 93822d7, evaluation.jsonl: six of twenty lines of Test_Set_5_2_negative, 158 and 257 for example, "
-        "are sums of squares, and thirteen of the eighteen whole lines of Test_Set_2 are none, 239 for example: whoever "
+        "Joe-2002/SoS1 93822d7, evaluation.jsonl: six of twenty lines of Test_Set_5_2_negative, such as 158 and 257, "
+        "are sums of squares, and thirteen of the eighteen whole lines of Test_Set_2 are none, such as 239: whoever "
         "is right there counts as wrong; tests/golden/test_sos_sos1k.py::test_published_labels_that_are_wrong",
-        "Joe-2002/SoS1 93822d7, SoS_Reasoning.yaml gives x^2 + y^2 + 4z^2 - 3yz as no sum of squares; it is one, as the "
-        "paper has it; tests/golden/test_sos_sos1k.py::test_published_counterexample_is_a_sum_of_squares",
-        "Joe-2002/SoS1 93822d7, SoS_Reasoning.yaml says an example is negative where x1 + x2 + x3 = 1 and |x| = 1; it is "
-        "above 2 there; tests/golden/test_sos_sos1k.py::test_published_place_where_nothing_is_negative",
-        "Joe-2002/SoS1 93822d7, SoS_Reasoning.yaml asks for a Gram matrix over monomials of degree 1 to 2d; theorem B.1 "
-        "of the paper has 0 to d, and without 1 no constant is met; "
+        "Joe-2002/SoS1 93822d7, SoS_Reasoning.yaml gives x^2 + y^2 + 4z^2 - 3yz as no sum of squares; it is one, as "
+        "the paper has it; tests/golden/test_sos_sos1k.py::test_published_counterexample_is_a_sum_of_squares",
+        "Joe-2002/SoS1 93822d7, SoS_Reasoning.yaml says an example is negative where x1 + x2 + x3 = 1 and |x| = 1; it "
+        "is above 2 there; tests/golden/test_sos_sos1k.py::test_published_place_where_nothing_is_negative",
+        "Joe-2002/SoS1 93822d7, SoS_Reasoning.yaml asks for a Gram matrix over monomials of degree 1 to 2d; theorem "
+        "B.1 of the paper has 0 to d, and without 1 no constant is met; "
         "tests/golden/test_sos_sos1k.py::test_published_vector_of_monomials_lacks_one",
         "Joe-2002/SoS1 93822d7, SoS_Reasoning.yaml calls a nonnegative quadratic with quartic regularisation a sum of "
         "squares; that holds of |x|^4, not of its own example with x1^4 + x2^4 + x3^4; "
