@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.kit import balance, cones, descent, faces, gram, minimisers, moments, proof
+from luthier.kit import balance, cones, descent, faces, gram, minimisers, moments, orbits, proof
 from luthier.kit.context import Context
 from luthier.kit.polynomial import polynomial
 from luthier.kit.problem import problem
@@ -222,6 +222,43 @@ def test_units_bring_coefficients_together():
         assert certify(text).verify() and certify(text).status == "exact"
     refuted = certify("1e12*x^4*y^2 + 1e-3*x^2*y^4 - 30*x^2*y^2*z^2 + z^6/1e6", multipliers=0)
     assert refuted.status == "not_sos" and refuted.verify()
+
+
+def test_swaps_by_hand():
+    """x, y, z may be exchanged: of 1, x, y, z the group keeps 1 and the sum (two copies of one line) and a plane."""
+    p = polynomial("(x + y + z + 1)^2 + x^2 + y^2 + z^2")
+    program = cones.Program((cones.cone([(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)]),))
+    fold = orbits.folded(program, dict(p.terms))
+    assert sorted((len(part.bases_mNd), part.bases_mNd.shape[2]) for part in fold.parts) == [(1, 2), (2, 1)]
+    assert fold.orbits == 4  # x^2, x y, x, 1
+    assert orbits.folded(program, dict(polynomial("x^2 + 2*y^2 + 3*z^2").terms)) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(a + b + c + 1)^4 + a^4 + b^4 + c^4 + (a*b*c)^2", "(x + y + z)^2 + x^4 + y^4 + z^4 + x^2*y^2*z^2 + 1",
+        "(a + b)^2*(x + y + 1)^2 + a^4 + b^4 + 2*x^4 + 2*y^4 + 3", "x^4 + y^4 + z^4 - 2*x*y*z*(x + y + z) - 1",
+    ],
+)  # fmt: skip
+def test_symmetry_changes_no_margin(text):
+    """The same optimum, a residual as small, and Gram matrices that are as definite."""
+    p = polynomial(text)
+    program = cones.split(whole(p), p.support)
+    target = {m: float(c) / 20 for m, c in p.terms}
+    fold = orbits.folded(program, dict(p.terms))
+    one, other = moments.solve(program, target, 1e-9, None), moments.solve(program, target, 1e-9, None, fold=fold)
+    assert sum(part.bases_mNd[0].size for part in fold.parts) < sum(len(c.basis) ** 2 for c in program.cones)
+    assert other.optimum == pytest.approx(one.optimum, abs=1e-6) and other.residual < 1e-6
+    assert min(np.linalg.eigvalsh(g)[0] for g in other.grams) == pytest.approx(one.optimum, abs=1e-5)
+    assert all(abs(other.moments[m] - one.moments[m]) < 1 for m in one.moments)
+
+
+def test_symmetric_proofs():
+    text = "(a + b + c + d + 1)^4 + a^4 + b^4 + c^4 + d^4 + 1"
+    folded, plain = certify(text), certify(text, symmetry=False)
+    assert folded.verify() and plain.verify()
+    assert folded.numbers["part"] == 4 and "part" not in plain.numbers
 
 
 def test_a_point_below_a_bound():

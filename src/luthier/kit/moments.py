@@ -21,6 +21,7 @@ import numpy as np
 
 from luthier.errors import LuthierError
 from luthier.kit.cones import Program
+from luthier.kit.orbits import Folded
 from luthier.kit.polynomial import Exponents
 
 ROOT = np.sqrt(2.0)
@@ -56,18 +57,31 @@ class Solved:
 
 def solve(
     program: Program, target: Mapping[Exponents, float], tolerance: float, seconds: float | None,
-    of: Mapping[Exponents, float] | None = None,
+    of: Mapping[Exponents, float] | None = None, fold: Folded | None = None,
 ) -> Solved:  # fmt: skip
-    """Solve for the polynomial `target`, all of whose monomials the program reaches, as q's are, if `of` gives q."""
+    """Solve for the polynomial `target`, all of whose monomials the program reaches, as q's are, if `of` gives q.
+
+    fold: symmetries of the program, the target and q.
+    """
+    _, sparse = _solver()
     cost = np.array([target.get(m, 0.0) for m in program.monomials])
     matrices = [_svec(program, k) for k in range(len(program.cones))]
     normal = _traces(program) if of is None else np.array([[of.get(m, 0.0) for m in program.monomials]])
-    found = _solve(program, matrices, normal, cost, tolerance, seconds)
-    parts = np.split(np.array(found.z), np.cumsum([m.shape[0] for m in matrices]))
-    optimum = float(cost @ found.x)
-    shift = optimum if of is None else 0.0
-    grams = tuple(_matrix(z, len(c.basis)) + shift * np.eye(len(c.basis))
-                  for z, c in zip(parts[:-1], program.cones, strict=True))  # fmt: skip
+    sizes, seen, join = [len(c.basis) for c in program.cones], matrices, sparse.identity(len(cost), format="csc")
+    if fold is not None:
+        join = sparse.csc_matrix((np.ones(len(cost)), (np.arange(len(cost)), fold.orbit)))
+        sizes = [len(part.bases_mNd) for part in fold.parts]
+        seen = [_of_part(part.first_Nm) @ matrices[part.cone] for part in fold.parts]
+    equations = _equations(program) if program.free else None
+    found = _solve(sizes, [m @ join for m in seen], normal @ join, equations, join.T @ cost, tolerance, seconds)
+    parts = np.split(np.array(found.z), np.cumsum([size * (size + 1) // 2 for size in sizes]))
+    moments = join @ np.array(found.x)
+    optimum = float(cost @ moments)
+    grams = tuple(_matrix(z, size) for z, size in zip(parts[:-1], sizes, strict=True))
+    if fold is not None:
+        grams = fold.grams(program, grams)
+    if of is None:
+        grams = tuple(gram + optimum * np.eye(len(gram)) for gram in grams)
     cofactors, at = [], 1
     for free in program.free:
         cofactors.append(-parts[-1][at : at + len(free.monomials)])
@@ -79,7 +93,7 @@ def solve(
         sums = sums + optimum * normal[0]
     return Solved(
         optimum=optimum, residual=float(np.abs(sums - cost).max(initial=0.0)), grams=grams, cofactors=tuple(cofactors),
-        moments=dict(zip(program.monomials, found.x, strict=True)), status=str(found.status),
+        moments=dict(zip(program.monomials, moments, strict=True)), status=str(found.status),
         iterations=int(found.iterations),
     )  # fmt: skip
 
@@ -95,7 +109,8 @@ def central(program: Program, tolerance: float) -> dict[Exponents, float]:
         matrices.append(sparse.hstack([_svec(program, k), sparse.csc_matrix(unit)], format="csc"))
     normal = np.hstack([_traces(program), np.zeros((1, 1))])
     cost = np.append(np.zeros(len(program.monomials)), -1.0)
-    found = _solve(program, matrices, normal, cost, tolerance, None)
+    sizes = [len(cone.basis) for cone in program.cones]
+    found = _solve(sizes, matrices, normal, None, cost, tolerance, None)
     return dict(zip(program.monomials, found.x[:-1], strict=True))
 
 
@@ -106,14 +121,12 @@ def cost(sizes: Sequence[int]) -> tuple[float, int]:
 
 
 def _solve(
-    program: Program, matrices: Sequence[Any], normal: np.ndarray, cost: np.ndarray, tolerance: float,
-    seconds: float | None,
+    sizes: Sequence[int], matrices: Sequence[Any], normal: np.ndarray, equations: Any, cost: np.ndarray,
+    tolerance: float, seconds: float | None,
 ) -> Any:  # fmt: skip
     """The solver's answer; its multipliers are those of the cones, in turn, then of `normal`, then of the equations."""
     clarabel, sparse = _solver()
-    rows = [-m for m in matrices] + [sparse.csc_matrix(normal)]
-    if program.free:
-        rows.append(_equations(program))
+    rows = [*(-m for m in matrices), sparse.csc_matrix(normal), *([] if equations is None else [equations])]
     whole = sparse.vstack(rows, format="csc")
     settings = clarabel.DefaultSettings()
     settings.verbose, settings.max_threads, settings.chordal_decomposition_enable = False, 1, False
@@ -122,7 +135,7 @@ def _solve(
     if seconds is not None:
         settings.time_limit = seconds
     equalities = whole.shape[0] - sum(m.shape[0] for m in matrices)
-    cones = [clarabel.PSDTriangleConeT(len(c.basis)) for c in program.cones] + [clarabel.ZeroConeT(equalities)]
+    cones = [*map(clarabel.PSDTriangleConeT, sizes), clarabel.ZeroConeT(equalities)]
     right = np.zeros(whole.shape[0])
     right[-equalities] = 1.0
     zero = sparse.csc_matrix((len(cost), len(cost)))
@@ -169,6 +182,19 @@ def _traces(program: Program) -> np.ndarray:
             for m, c in terms.items() if i == j else ():
                 row[0, program.monomials[m]] += float(c)
     return row
+
+
+def _of_part(first_Nm: np.ndarray) -> Any:
+    """The matrix of svec(M) -> svec(u'Mu)."""
+    _, sparse = _solver()
+    size, copies = first_Nm.shape
+    i, j = np.tril_indices(size)[::-1]
+    off = np.where(i == j, 0.5, 1 / ROOT)
+    rows = [
+        (first_Nm[i, a] * first_Nm[j, b] + first_Nm[j, a] * first_Nm[i, b]) * off * (1.0 if a == b else ROOT)
+        for b in range(copies) for a in range(b + 1)
+    ]  # fmt: skip
+    return sparse.csc_matrix(np.array(rows))
 
 
 def _vector(matrix: np.ndarray) -> np.ndarray:

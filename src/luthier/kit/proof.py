@@ -21,6 +21,7 @@ from luthier.flows import Certificate, Ctx
 from luthier.kit import balance, exact, faces, gram, moments
 from luthier.kit.cones import Program, cone, reaches, split
 from luthier.kit.descent import below_zero
+from luthier.kit.orbits import folded
 from luthier.kit.polynomial import Exponents, Polynomial, Terms, written
 from luthier.kit.problem import Problem
 
@@ -28,6 +29,8 @@ NEAR = 1e-6
 """A margin closer to 0, in units of p's largest coefficient, says nothing of its sign."""
 GRIDS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 20, 26, 32)
 """Coarse grids first: a proof with small numbers, and one that meets numbers which must be met exactly."""
+WORTH = 10
+"""Blocks from this size on are looked at for symmetries."""
 FACES = 8
 """taken one after another, at most"""
 BOUNDARY = "its squares lie on a boundary that no small fractions describe, and may need irrational numbers"
@@ -45,6 +48,7 @@ class Settings:
     seconds: float | None = None
     faces: bool = True
     chordal: bool = False
+    symmetry: bool = True
 
 
 @dataclass
@@ -90,7 +94,8 @@ def _attempt(target: Terms, program: Program, settings: Settings, ctx: Ctx, refu
     floats = {m: float(c / unit) for m, c in target.items()}
     first, now = program, program
     for face in range(FACES + 1):
-        found = moments.solve(now, floats, settings.tolerance, settings.seconds)
+        fold = folded(now, target) if settings.symmetry and now.largest >= WORTH else None
+        found = moments.solve(now, floats, settings.tolerance, settings.seconds, fold=fold)
         where = f", face {face} of {now.largest} polynomials" if face else ""
         made.tried.append(
             f"Clarabel: {found.status} in {found.iterations} iterations, margin {found.optimum:.2g}{where}"
@@ -102,6 +107,8 @@ def _attempt(target: Terms, program: Program, settings: Settings, ctx: Ctx, refu
         if face == 0:
             made.numbers |= {"margin": float(f"{found.optimum:.3g}"), "residual": float(f"{found.residual:.3g}")}
             made.moments = found.moments
+            if fold is not None:
+                made.numbers |= {"orbits": fold.orbits, "part": max(len(part.bases_mNd) for part in fold.parts)}
             made.numeric = side >= 0 and found.residual < NEAR
             if side == 0 and settings.faces:
                 made.why = f": {BOUNDARY}"

@@ -18,9 +18,10 @@ from luthier.flows import Certificate, Ctx
 from luthier.kit import balance, exact, gram, moments
 from luthier.kit.cones import ONE, Cone, Free, Program, cone, plus, split, times
 from luthier.kit.minimisers import minimisers
+from luthier.kit.orbits import folded
 from luthier.kit.polynomial import Exponents, Polynomial, Terms
 from luthier.kit.problem import Problem
-from luthier.kit.proof import Attempt, Numbers, Settings, attempt, given, negative, too_large, undecided, unit_of
+from luthier.kit.proof import WORTH, Attempt, Numbers, Settings, attempt, given, negative, too_large, undecided, unit_of
 
 NICE = (1, 10, 100, 1000)
 """denominators of bounds that are tried first"""
@@ -195,7 +196,9 @@ def _optimum(target: Terms, factor: Terms, parts: Program, unit: Fraction, setti
     if any(k):
         target, factor, parts = balance.scaled(target, k), balance.scaled(factor, k), balance.scaled_program(parts, k)
     floats = {m: float(c / unit) for m, c in target.items()}
-    found = moments.solve(parts, floats, settings.tolerance, settings.seconds, {m: float(c) for m, c in factor.items()})
+    fold = folded(parts, target) if settings.symmetry and target and parts.largest >= WORTH else None
+    of = {m: float(c) for m, c in factor.items()}
+    found = moments.solve(parts, floats, settings.tolerance, settings.seconds, of, fold)
     if not any(k):
         return found
     in_x = {m: value * 2.0 ** sum(map(int.__mul__, k, m)) for m, value in found.moments.items()}

@@ -52,6 +52,8 @@ class SumOfSquares(Certify):
     """products of two constraints have squares, too"""
     chordal: bool = False
     """smaller blocks, over which a sum of squares may be lost; nothing is then proven not to be one"""
+    symmetry: bool = True
+    """where variables may be exchanged, the solver is given one block of each kind"""
     faces: bool = True
     """ask again over the face that holds all squares, where there is no room for rounding"""
     bits: Annotated[int, Range(0, 200)] = 40
@@ -93,7 +95,9 @@ class SumOfSquares(Certify):
         return made
 
     def _settings(self) -> proof.Settings:
-        return proof.Settings(self.bits, self.tolerance, self.largest, self.seconds, self.faces, self.chordal)
+        return proof.Settings(
+            self.bits, self.tolerance, self.largest, self.seconds, self.faces, self.chordal, self.symmetry
+        )
 
     def _basis(self, p: Polynomial) -> list[Exponents] | None:
         if self.basis == "full":
