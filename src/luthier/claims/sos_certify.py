@@ -4,9 +4,9 @@ Polynomials with a planted decomposition b'GG'b, b a few random monomials, G of 
 two decimals, as exact fractions), full, sparse or of low rank. Every one is a sum of squares; what is counted
 is how many get a proof in fractions that the verifier accepts. Controls: plain rounding over all monomials of half
 the degree, without faces, as published; and as many monomials as the method has, drawn at random among these. With
-faces all monomials do about as well, at many times the cost: a column of its own. Sizes and the solver's unknowns are reported;
-so is a coercive family, in which every pure power occurs: there nothing can be left out, and the method is its
-own control.
+faces all monomials do about as well, at many times the cost: a column of its own. Sizes and the solver's unknowns
+are reported; so is a coercive family, in which every pure power occurs: there nothing can be left out, and the
+method is its own control.
 
 Small whole numbers are kinder to all monomials than these: rounding then meets the exact ones by luck (about
 two of three in a trial on other seeds).
