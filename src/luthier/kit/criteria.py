@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -29,9 +29,7 @@ from luthier.kit.descent import below_zero
 from luthier.kit.lowest import lowest
 from luthier.kit.polynomial import Exponents, Polynomial, polynomial
 from luthier.kit.problem import Problem
-
-if TYPE_CHECKING:
-    import torch
+from luthier.kit.regularised import level, quadratic, regularised, shifted
 
 MOST_BASIS = 120
 """monomials that the Gram matrix may have"""
@@ -51,11 +49,11 @@ class Decision:
 
 @dataclass(frozen=True)
 class Look:
-    """What the criteria look at. text: how the polynomial was written, where it came as text."""
+    """What the criteria look at. text: how the polynomial was written, where it came as text.  rng: a torch.Generator."""
 
     p: Polynomial
     text: str | None
-    rng: torch.Generator
+    rng: Any
 
 
 def degree(look: Look) -> Decision | str:
@@ -70,7 +68,7 @@ def degree(look: Look) -> Decision | str:
     return f"the degree {p.degree} is odd, but no direction shows it"
 
 
-def _directions(count: int, most: int, rng: torch.Generator) -> Iterator[tuple[int, ...]]:
+def _directions(count: int, most: int, rng: Any) -> Iterator[tuple[int, ...]]:
     """Whole vectors: the axes, the diagonal, and others at random."""
     import torch
 
@@ -128,20 +126,6 @@ def special_case(p: Polynomial) -> str | None:
     return "a multiple of |x|^4 and a quadratic" if regularised(p) else None
 
 
-def regularised(p: Polynomial) -> Fraction | None:
-    """The s > 0 of p = s|x|^4 + a quadratic."""
-    top = {exponents: c for exponents, c in p.terms if sum(exponents) > 2}
-    s = next(iter(top.values()), Fraction(0))
-    squares = [tuple(2 * int(i == j) for j in range(len(p.variables))) for i in range(len(p.variables))]
-    if p.degree != 4 or s <= 0:
-        return None
-    made: dict[Exponents, Fraction] = {}
-    for a, b in itertools.product(squares, repeat=2):
-        key = tuple(map(int.__add__, a, b))
-        made[key] = made.get(key, Fraction(0)) + s
-    return s if made == top else None
-
-
 def special(look: Look) -> Decision | str:
     p = look.p
     case = special_case(p)
@@ -150,11 +134,11 @@ def special(look: Look) -> Decision | str:
     s = regularised(p)
     if p.degree != 2 and s is None:
         return f"{case}: a sum of squares if nonnegative, which this does not decide"
-    quadratic = {exponents: c for exponents, c in p.terms if sum(exponents) <= 2}
-    matrix, t = _quadratic(quadratic, len(p.variables)), Fraction(0)
+    low = {exponents: c for exponents, c in p.terms if sum(exponents) <= 2}
+    matrix, t = quadratic(low, len(p.variables)), Fraction(0)
     if s is not None:
-        t = _level(matrix, float(s))
-        matrix = _shifted(matrix, s, t)
+        t = level(matrix, float(s))
+        matrix = shifted(matrix, s, t)
     units = [tuple(int(i == j) for j in range(len(p.variables))) for i in range(len(p.variables))]
     squares = _eliminated(matrix, [*units, (0,) * len(p.variables)])
     if squares is not None:
@@ -168,42 +152,6 @@ def special(look: Look) -> Decision | str:
 
 def _whole(squares: list[exact.Square]) -> list[exact.Square]:
     return [(weight, [(m, c) for m, c in terms if c]) for weight, terms in squares]
-
-
-def _quadratic(terms: dict[Exponents, Fraction], count: int) -> exact.Matrix:
-    """The matrix of a quadratic over x1 ... xn and 1."""
-    matrix = [[Fraction(0)] * (count + 1) for _ in range(count + 1)]
-    for exponents, c in terms.items():
-        places = [i for i, e in enumerate(exponents) for _ in range(e)]
-        i, j = (places + [count, count])[:2]
-        matrix[i][j] += c / 2
-        matrix[j][i] += c / 2
-    return matrix
-
-
-def _shifted(matrix: exact.Matrix, s: Fraction, t: Fraction) -> exact.Matrix:
-    """Of 2st|x|^2 - st^2 + the quadratic."""
-    last = len(matrix) - 1
-    return [
-        [x + ((2 * s * t if i < last else -s * t * t) if i == j else 0) for j, x in enumerate(row)]
-        for i, row in enumerate(matrix)
-    ]
-
-
-def _level(matrix: exact.Matrix, s: float) -> Fraction:
-    """The t that gives the shifted matrix its largest least eigenvalue, as a short fraction."""
-    plain = np.array(matrix, dtype=float)
-    shift = np.eye(len(plain))
-
-    def least(t: float) -> float:
-        shift[np.diag_indices(len(plain))] = [2 * s * t] * (len(plain) - 1) + [-s * t * t]
-        return float(np.linalg.eigvalsh(plain + shift)[0])
-
-    low, high = 0.0, 1.0 + 2 * float(np.abs(plain).sum()) / s
-    for _ in range(80):
-        a, b = low + (high - low) / 3, high - (high - low) / 3
-        low, high = (a, high) if least(a) < least(b) else (low, b)
-    return Fraction((low + high) / 2).limit_denominator(10**6)
 
 
 def form(look: Look) -> Decision | str:
