@@ -49,7 +49,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Look:
-    """What the criteria look at. text: how the polynomial was written, where it came as text.  rng: a torch.Generator."""
+    """What the criteria look at. text: how the polynomial was written, where it came as text. rng: torch.Generator."""
 
     p: Polynomial
     text: str | None
