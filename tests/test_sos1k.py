@@ -12,8 +12,8 @@ from luthier.errors import LuthierError
 from luthier.eval.accuracy import Accuracy
 from luthier.kit import sos1k
 from luthier.kit.context import Context
-from luthier.kit.criteria import regularised
 from luthier.kit.polynomial import polynomial
+from luthier.kit.regularised import regularised
 from luthier.kit.sos1k_prompts import LEVELS, prompt
 from luthier.testing import tiny
 
