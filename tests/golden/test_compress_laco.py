@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from luthier.compress.laco import Laco
+from luthier.compress.laco import Laco, Merged
 from luthier.errors import LuthierError
 from luthier.kit.calibrate import drawn
 from luthier.kit.context import Context
@@ -181,3 +181,48 @@ def test_nothing_goes():
     assert Laco(layers=0).least(9) == 0
     assert Laco().least(9) == 9
     assert math.isclose(threshold_of(table), 1.0)
+
+
+def test_a_sum_of_sums_by_hand():
+    """Layer 0 already holds 2 (θ_1) - θ_0, say; with θ_2 and θ_3 on top: -1 times it, plus both."""
+    bottom = Merged(0, 1, ((0, -1.0), (1, 2.0)))
+    above = [Merged(2, 2, ((2, 1.0),)), Merged(3, 4, ((3, 0.5), (4, 0.5)))]
+    made = Laco()._merged([bottom, *above])
+    assert (made.first, made.last) == (0, 4)
+    assert dict(made.share) == {0: 1.0, 1: -2.0, 2: 1.0, 3: 0.5, 4: 0.5}
+    assert dict(Laco(keep="last")._merged([bottom, *above]).share) == {3: 0.5, 4: 0.5}
+
+
+def test_a_cosine_at_the_threshold_is_refused():
+    method = Laco(layers=None, merge_layers=2, high=LAYERS - 1)
+    stack, refused = method._sweep(LAYERS, 0.5, lambda candidate: 0.5, Context(step="contract"))
+    assert (len(stack), refused) == (LAYERS, 0.5)
+    stack, refused = method._sweep(LAYERS, 0.5, lambda candidate: math.nextafter(0.5, 1), Context(step="contract"))
+    assert len(stack) < LAYERS and refused is None
+
+
+def test_the_highest_refused_cosine_is_told():
+    """The next threshold lies just below it: the first refusal is no bound."""
+    cosines = iter([0.2, 0.4, 0.1, 0.3, 0.05, 0.0])
+    method = Laco(layers=None, merge_layers=2, low=0)
+    _, refused = method._sweep(LAYERS, 0.9, lambda candidate: next(cosines), Context(step="contract"))
+    assert refused == 0.4
+
+
+def test_a_sweep_ends_at_the_lowest_layer():
+    """Every place from the start down to `low` is looked at once, and none below it."""
+    seen = []
+    for low in (0, 1):
+        method = Laco(layers=None, merge_layers=2, low=low)
+        stack, _ = method._sweep(LAYERS, 2.0, lambda candidate: seen.append(low) or 0.0, Context(step="contract"))
+        assert len(stack) == LAYERS
+    assert (seen.count(0), seen.count(1)) == (LAYERS - 2, LAYERS - 3)
+
+
+def test_states_that_are_no_numbers_never_collapse(monkeypatch):
+    """A mean that is no number counts as the least cosine there is, -1: no threshold lets it pass."""
+    import luthier.compress.laco as module
+
+    monkeypatch.setattr(module, "_last", lambda model, row: torch.full((3,), math.nan, dtype=torch.float64))
+    table = collapsed(Laco(layers=None, threshold=-1.0))[1]
+    assert any(note == "collapsed into one: none" for note in table.notes)
