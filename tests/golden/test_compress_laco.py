@@ -211,12 +211,12 @@ def test_the_highest_refused_cosine_is_told():
 
 def test_a_sweep_ends_at_the_lowest_layer():
     """Every place from the start down to `low` is looked at once, and none below it."""
-    seen = []
     for low in (0, 1):
-        method = Laco(layers=None, merge_layers=2, low=low)
-        stack, _ = method._sweep(LAYERS, 2.0, lambda candidate: seen.append(low) or 0.0, Context(step="contract"))
-        assert len(stack) == LAYERS
-    assert (seen.count(0), seen.count(1)) == (LAYERS - 2, LAYERS - 3)
+        seen = iter(range(100))
+        stack, refused = Laco(layers=None, merge_layers=2, low=low)._sweep(
+            LAYERS, 200.0, lambda candidate, seen=seen: next(seen), Context(step="contract")
+        )
+        assert (len(stack), next(seen), refused) == (LAYERS, LAYERS - 2 - low, LAYERS - 3 - low)
 
 
 def test_states_that_are_no_numbers_never_collapse(monkeypatch):
