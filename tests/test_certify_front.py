@@ -172,6 +172,55 @@ def test_coefficients_from_1_to_10_to_the_12(size):
         assert made.status != "exact" and (made.status != "not_sos" or made.verify())
 
 
+HUGE = {
+    "1e400*x^2 + 1": "exact", "x^3*1e400 + y^2": "not_sos", "-1e400": "not_sos",
+    "1e400": "exact", "1e2000*x^2 + 1e1500*x*y + 1e2100*y^2": "exact", "(x - 1e200)^2": "exact",
+    "1e400*x^2 - 1": "not_sos",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("p", HUGE)
+def test_coefficients_beyond_the_range_of_floats(p):
+    """What is lost in floats is asked again for a multiple; no verdict is false, and no call fails."""
+    assert proven(luthier.certify(p)).status == HUGE[p]
+    assert luthier.lower_bound(p).status in ("exact", "not_sos", "numeric", "unknown")
+    assert str(proven(luthier.load("sos.certify").apply(problem=p)).problem) == str(luthier.certify(p).problem)
+
+
+@pytest.mark.parametrize(
+    ("p", "given", "status"),
+    [
+        ("1e400*x", {"nonneg": ["1e400*x"]}, "exact"),
+        ("1e-400*x*y", {"nonneg": ["1e350*x", "y"], "products": True}, "exact"),
+        ("1e400*x*y", {"zero": ["1e-400*x - 1e-400*y"]}, "exact"),
+        ("x", {"nonneg": ["1e400 - x^2"]}, "not_sos"),
+    ],
+)
+def test_constraints_beyond_the_range_of_floats(p, given, status):
+    made = proven(luthier.certify(p, **given))
+    assert made.status == status
+    bound = luthier.lower_bound(p, **given)
+    assert bound.verify() or bound.status in ("numeric", "unknown")
+
+
+def test_far_apart_and_beyond_the_range_of_floats():
+    assert luthier.certify("1e400*x^4 - x*y + y^4 + 1").status in ("exact", "numeric", "unknown")
+    assert luthier.certify("1e400*x^4 - x*y + y^4 + 1e-400").status != "exact"
+
+
+def test_a_bound_beyond_the_range_of_floats():
+    made = proven(luthier.lower_bound("1e400*x^4 - 3e400*x^2"))
+    assert made.status == "exact" and Fraction(made.bound) == Fraction(-9, 4) * 10**400
+
+
+def test_what_is_negative_is_not_called_numeric():
+    """By less than the solver sees: a point says it."""
+    for p in ("x^2 - 1e-400", "x^4 - 2e12*x^2 + 999999999999999999999999"):
+        assert luthier.certify(p).status != "exact"
+    made = proven(luthier.certify("x^2 - 1e-9"))
+    assert made.status == "not_sos" and made.point
+
+
 def test_time_limits_give_a_verdict():
     made = luthier.certify("(x + y + z + w)^6 + x^6 + 1", basis="full", seconds=1e-6)
     assert made.status in ("unknown", "numeric") or made.verify()

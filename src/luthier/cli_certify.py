@@ -113,9 +113,9 @@ def _asked(args: argparse.Namespace) -> Any:
 
 def _apart(given: Any, asked: Any, use: str, fields: dict[str, Any], seconds: float | None) -> Any:
     """In a process of its own, which is ended when its time is over, and which a solver without memory takes down."""
-    from luthier.engine.certify import undecided
     from luthier.engine.certify_file import attempt, warm
     from luthier.engine.certify_pool import Lost, answers
+    from luthier.engine.certify_scale import undecided
     from luthier.flows import Certificate
 
     ((_, answer),) = answers([{"problem": given, "use": use, "fields": fields}], attempt, warm, 1, seconds)

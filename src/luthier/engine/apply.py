@@ -22,6 +22,7 @@ from luthier.checkpoint.reader import Checkpoint
 from luthier.checkpoint.resolve import resolve
 from luthier.checkpoint.writer import save_model
 from luthier.engine import runner
+from luthier.engine.certify_scale import answered
 from luthier.engine.data import open_data
 from luthier.engine.spec import SearchSpec, TrainSpec
 from luthier.errors import LuthierError, unknown
@@ -282,7 +283,7 @@ def _decode(method: Decode, given: Mapping[str, Any]) -> Any:
 
 
 def _certify(method: Certify, given: Mapping[str, Any]) -> Any:
-    return method.certify(given["problem"], _context(given, "apply"))
+    return answered(method, given["problem"], _context(given, "apply"))
 
 
 def _subjects(given: Mapping[str, Any]) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from luthier.engine.certify_scale import answered, undecided
 from luthier.flows import Certificate
 from luthier.kit.problem import Problem, problem
 
@@ -46,7 +47,7 @@ def certify(p: Any, nonneg: Any = (), zero: Any = (), use: str = METHOD, **field
     short = _short_of_memory(asked, method) if use == METHOD else None
     if short:
         return undecided(asked, short)
-    return method.certify(p if isinstance(p, str) and not asked.constrained else asked, Light())
+    return answered(method, p if isinstance(p, str) and not asked.constrained else asked, Light())
 
 
 def lower_bound(p: Any, nonneg: Any = (), zero: Any = (), use: str = METHOD, **fields: Any) -> Certificate:
@@ -68,15 +69,3 @@ def _short_of_memory(asked: Problem, method: Any) -> str | None:
     if free is None or needed <= free:
         return None
     return f"it needs about {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are free"
-
-
-def undecided(asked: Problem, reason: str) -> Certificate:
-    """What is said of a problem on which the work was stopped from outside."""
-
-    def plain(p: Any) -> Any:
-        return tuple((exponents, str(c)) for exponents, c in p.terms)
-
-    return Certificate(
-        status="unknown", reason=reason, variables=asked.variables, polynomial=plain(asked.polynomial),
-        nonneg=tuple(map(plain, asked.nonneg)), zero=tuple(map(plain, asked.zero)), tried=(reason,),
-    )  # fmt: skip

@@ -17,8 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from luthier.engine.certify import certify, undecided
+from luthier.engine.certify import certify
 from luthier.engine.certify_pool import Lost, answers
+from luthier.engine.certify_scale import undecided
 from luthier.errors import LuthierError, unknown
 from luthier.flows import Certificate
 from luthier.kit.problem import KEYS, problem

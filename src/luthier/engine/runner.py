@@ -20,11 +20,12 @@ import torch
 
 from luthier.checkpoint.expert import open_expert
 from luthier.checkpoint.writer import check_saveable, put_model, write_folder
+from luthier.engine.certify_scale import answered
 from luthier.engine.layout import PLAIN, Layout
 from luthier.engine.spec import MEMORY, SearchSpec, TrainSpec
 from luthier.engine.subject import Subject_, load, load_tokenizer
 from luthier.errors import LuthierError, unknown
-from luthier.flows import Certificate, Data, Table, Trace
+from luthier.flows import Data, Table, Trace
 from luthier.kit.context import Context
 from luthier.shapes import Certify, Decode, Measure, Method, Objective, Optim, Study, Transform, Tune
 
@@ -243,7 +244,7 @@ def decoded(job: Job, ctx: Context) -> Trace:
 
 def _certify(job: Job, ctx: Context) -> Fill:
     method: Any = job.method
-    made: Certificate = method.certify(job.roles["problem"], ctx)
+    made = answered(method, job.roles["problem"], ctx)
 
     def fill(folder: Path) -> Outcome:
         (folder / "certificate.json").write_text(made.to_json())

@@ -71,10 +71,10 @@ def descents(asked: Problem, moments: Mapping[Exponents, float]) -> Iterator[np.
             room, way = g.at(x)
             lack = room - inside
             if lack < 0:
-                total, slope = total + weight * lack**2, slope + 2 * weight * lack * way
+                total, slope = total + weight * lack * lack, slope + 2 * weight * lack * way
         for h in zero:
             off, way = h.at(x)
-            total, slope = total + weight * off**2, slope + 2 * weight * off * way
+            total, slope = total + weight * off * off, slope + 2 * weight * off * way
         return total / size, slope / size
 
     rng = np.random.default_rng(0)

@@ -198,7 +198,8 @@ def over(p: Polynomial, basis: Sequence[Exponents], settings: Settings, ctx: Ctx
     if found.numeric:
         margin, residual = numbers["margin"], numbers["residual"]
         why = f"a sum of squares to {residual:.1g}, margin {margin:.2g}; no proof in fractions{found.why}"
-        return given(asked, "numeric", why, basis=basis, numbers=numbers, tried=found.tried)
+        made = negative(asked, numbers, found.tried, found.moments)  # by less than floats see
+        return made or given(asked, "numeric", why, basis=basis, numbers=numbers, tried=found.tried)
     return undecided(asked, "neither squares nor a proof against them", numbers, found.tried, found.moments)
 
 
