@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ class SosData(OpenData):
         return int.from_bytes(hashlib.sha256(f"sos1k {self._ctx.seed}".encode()).digest()[:4], "big") >> 1
 
     def _content(self) -> Any:
-        return ["sos1k", self._key, prompt(self.spec.place, "")]
+        return ["sos1k", self._key, version("luthier"), prompt(self.spec.place, "")]
 
     @property
     def _sides(self) -> tuple[list[Item], list[Item]]:
@@ -90,7 +91,8 @@ class SosData(OpenData):
     def _made(self) -> tuple[list[Item], list[Item], Mapping[str, int]]:
         asked = (self._key, self._chars, self._classes, self._equal, self._wanted)
         try:
-            stored = self._ctx.cached("sos1k", {"asked": asked}, lambda: {"json": _packed(generate(*asked))})
+            key = {"asked": asked, "version": version("luthier")}
+            stored = self._ctx.cached("sos1k", key, lambda: {"json": _packed(generate(*asked))})
         except LuthierError as fault:
             raise fault.at(f"data.{self.name}") from None
         train, test, dropped = json.loads(bytes(stored["json"].numpy()).decode())
