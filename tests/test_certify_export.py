@@ -218,6 +218,13 @@ def test_a_name_that_would_break_out_is_not_written_out():
     assert r"\input" not in odd.to_latex() and "\n:=" not in odd.to_latex()
 
 
+def test_names_that_would_look_the_same_are_kept_apart():
+    text = made("x1 x_1", "x1^2 + 2*x_1^2", [("1", "x1"), ("2", "x_1")]).to_latex()
+    assert text.startswith("% v_{1} is x1\n% v_{2} is x_1\nLet") and "v_{1}^{2} + 2\\,v_{2}^{2}" in text
+    greek = Certificate("exact", "r", ("\\beta_2",), (((2,), "1"),), (("1", (((1,), "1"),)),))
+    assert r"p = \beta_{2}^{2}." in greek.to_latex()
+
+
 @pytest.mark.parametrize("command", [["-m", "luthier.verifier"], ["verifier.py"]])
 def test_the_verifier_stands_alone(tmp_path, command):
     """As a module, and as one file without the package; 0 where all is proven, else 1."""

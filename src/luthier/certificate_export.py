@@ -68,7 +68,10 @@ def _point_text(variables: Sequence[str], point: Sequence[str]) -> str:
 def latex_of(made: Certificate) -> str:
     """The proof as LaTeX (amsmath); LuthierError where there is none."""
     must_hold(made)
-    names = [_latex_name(v) for v in made.variables]
+    names, notes = [_latex_name(v) for v in made.variables], []
+    if len(set(names)) < len(names):  # x1 and x_1 look the same
+        names = [f"v_{{{i}}}" for i in range(1, len(names) + 1)]
+        notes = [f"% {n} is {printable(v)}" for n, v in zip(names, made.variables, strict=True)]
 
     def poly(terms: Any) -> str:
         return written_with(names, terms, _latex_number, "^{{{}}}", r"\,")
@@ -76,7 +79,7 @@ def latex_of(made: Certificate) -> str:
     bound = Fraction(made.bound)
     conditions = [rf"{poly(g)} \ge 0" for g in made.nonneg] + [f"{poly(h)} = 0" for h in made.zero]
     where = " wherever $" + "$, $".join(conditions) + "$" if conditions else ""
-    head = ["Let", r"\[", f"p = {poly(made.polynomial)}.", r"\]"]
+    head = [*notes, "Let", r"\[", f"p = {poly(made.polynomial)}.", r"\]"]
     if made.status == "exact":
         return "\n".join([*head, *_latex_identity(made, poly, bound), _latex_end(made, poly, bound, where)])
     if made.point:
@@ -145,9 +148,15 @@ def _latex_number(number: Fraction) -> str:
 def _latex_name(name: str) -> str:
     """x_{12} for x12, \\alpha for alpha, \\mathit{mass} for a word."""
     head, digits = re.fullmatch(r"(.*?)_?(\d*)", name, re.S).groups()  # type: ignore[union-attr]
+    head = head.removeprefix("\\")
     plain = "".join(c if c.isalnum() else r"\_" if c == "_" else "?" for c in head)
     shown = f"\\{head}" if GREEK.fullmatch(head) else plain if len(head) == 1 else rf"\mathit{{{plain}}}"
     return f"{shown}_{{{digits}}}" if digits else shown
+
+
+def printable(name: str) -> str:
+    """A name that stays on its line."""
+    return "".join(c if c.isprintable() else "?" for c in name)
 
 
 def must_hold(made: Certificate) -> None:

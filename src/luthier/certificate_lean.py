@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from luthier.certificate_export import must_hold, steady, weighted, written_with
+from luthier.certificate_export import must_hold, printable, steady, weighted, written_with
 from luthier.errors import LuthierError
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _lean_names(variables: Sequence[str]) -> tuple[list[str], list[str]]:
     fresh = (f"v{i}" for i in range(1, 2 + 2 * len(variables)) if f"v{i}" not in taken)
     names = [v if v in taken else next(fresh) for v in variables]
     changed = [(new, old) for new, old in zip(names, variables, strict=True) if new != old]
-    return names, [f"-- {new} is {''.join(c if c.isprintable() else '?' for c in old)}" for new, old in changed]
+    return names, [f"-- {new} is {printable(old)}" for new, old in changed]
 
 
 def _upright(terms: Any) -> Any:
