@@ -124,7 +124,7 @@ def test_stages_grow_and_stop():
     every = lattice.possible(p)
     for rho in (1.2, 1.5, 2.0):
         opening = rules.corners(p, every)
-        sizes = [len(b) for b in staged.stages(p, [opening, opening], rules.ranked(p, every), every, rho)]
+        sizes = [len(b) for b in staged.stages(p, [opening, opening], lambda: rules.ranked(p, every), every, rho)]
         assert sizes[0] == len(opening) and sizes.count(sizes[0]) == 1
         assert all(b >= rho * a for a, b in itertools.pairwise(sizes))
         assert rho * sizes[-1] <= len(every)
@@ -142,5 +142,5 @@ def test_wrong_guesses_cost_no_more_than_the_bound(seed, rho, power):
         for _ in range(2)
     ]
     ranking = [every[i] for i in rng.permutation(len(every))]
-    cost = sum(len(b) ** power for b in staged.stages(p, guesses, ranking, every, rho)) + len(every) ** power
+    cost = sum(len(b) ** power for b in staged.stages(p, guesses, lambda: ranking, every, rho)) + len(every) ** power
     assert cost <= staged.bound(2, rho, power) * len(every) ** power

@@ -14,6 +14,7 @@ of starting from the complete basis at worst; at w = 5, which is nearer to an in
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 from luthier.flows import Certificate
@@ -23,6 +24,8 @@ from luthier.kit.rules import repaired, uncovered
 Basis = list[Exponents]
 Ask = Callable[[Basis, bool], Certificate]
 """The verdict over a basis; the flag says whether it is the complete one."""
+Ranking = Callable[[], Sequence[Exponents]]
+"""The candidates, likeliest first; asked for only when the openings have failed."""
 
 
 def bound(openings: int, rho: float, power: float) -> float:
@@ -31,13 +34,14 @@ def bound(openings: int, rho: float, power: float) -> float:
 
 
 def staged(
-    p: Polynomial, openings: Sequence[Basis], ranked: Sequence[Exponents], complete: Basis, rho: float, ask: Ask
+    p: Polynomial, openings: Sequence[Basis], ranking: Ranking, complete: Basis, rho: float, ask: Ask
 ) -> Certificate:
     """The first proof that is found; if there is none, what floats say, else the last verdict."""
     before: list[str] = []
     floats: Certificate | None = None
     sizes = []
-    for basis, last in [*((b, False) for b in stages(p, openings, ranked, complete, rho)), (complete, True)]:
+    guesses = ((basis, False) for basis in stages(p, openings, ranking, complete, rho))
+    for basis, last in itertools.chain(guesses, [(complete, True)]):
         made = ask(basis, last)
         sizes.append(len(basis))
         if made.status in ("exact", "not_sos"):
@@ -48,15 +52,14 @@ def staged(
     return _told(dataclasses.replace(floats or made, tried=()), before, sizes, complete)
 
 
-def stages(
-    p: Polynomial, openings: Sequence[Basis], ranked: Sequence[Exponents], complete: Basis, rho: float
-) -> Iterator[Basis]:
+def stages(p: Polynomial, openings: Sequence[Basis], ranking: Ranking, complete: Basis, rho: float) -> Iterator[Basis]:
     """Every basis that is asked before the complete one; each covers p's exponents."""
     most, size = len(complete) / rho, 0
     for basis in sorted({tuple(sorted(b)): b for b in openings}.values(), key=len):
         if basis and len(basis) <= most and not uncovered(p, basis):
             yield basis
             size = max(size, len(basis))
+    ranked = ranking() if rho * size <= most else []
     places = {a: -float(i) for i, a in enumerate(ranked)}
     while size and ranked:
         grown = repaired(p, list(ranked[: int(rho * size) + 1]), complete, places)
@@ -68,5 +71,6 @@ def stages(
 
 def _told(made: Certificate, before: Sequence[str], sizes: Sequence[int], complete: Basis) -> Certificate:
     """The certificate with what was asked before it."""
-    numbers = {**made.numbers, "complete": len(complete), "programs": len(sizes), "asked": sum(sizes)}
+    numbers = {**made.numbers, "complete": len(complete), "programs": len(sizes), "asked": sum(sizes),
+               "cubed": sum(size**3 for size in sizes)}  # fmt: skip
     return dataclasses.replace(made, tried=(*before, *made.tried), numbers=numbers)

@@ -58,7 +58,7 @@ class Heuristic(Certify):
         complete = lattice.possible(p)
         if complete is None:  # then the corners, which need no candidates, are all there is
             return proof.over(p, rules.corners(p), settings, ctx, complete=False)
-        return staged.staged(p, self._guesses(p, complete), rules.ranked(p, complete), complete, self.rho,
+        return staged.staged(p, self._guesses(p, complete), lambda: rules.ranked(p, complete), complete, self.rho,
                              lambda basis, last: proof.over(p, basis, settings, ctx, complete=last))  # fmt: skip
 
     def _guesses(self, p: Polynomial, complete: list[Exponents]) -> list[list[Exponents]]:

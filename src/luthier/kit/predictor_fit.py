@@ -1,0 +1,155 @@
+"""Trains the network of `kit.predictor` on planted polynomials, a new one for every place of every step.
+
+It has a loop of its own, since the engine's trainer feeds rows of tokens, and a candidate is no token: it is a
+row of numbers, with a matrix of pairs beside it. Everything is keyed by one number; the same key gives the same
+weights on one machine with one thread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from luthier.kit import gram, lattice
+from luthier.kit.planted import STRUCTURES, Planted, Planting, generator, plant
+from luthier.kit.polynomial import Polynomial, graded
+from luthier.kit.predictor import Network, Sizes, batch, features
+
+SHAPES = (
+    *((2, half) for half in (2, 3, 4, 5)), *((3, half) for half in (2, 3, 4, 5)), *((4, half) for half in (2, 3, 4, 5)),
+    *((5, half) for half in (2, 3, 4)), *((6, half) for half in (2, 3, 4)), (7, 2), (7, 3), (8, 2), (8, 3),
+)  # fmt: skip
+"""variables and half degrees, so that all monomials are at most 210"""
+LARGEST = 210
+PAPER = 0.4
+"""share of polynomials drawn as the paper does; the others are coercive"""
+ENTRIES, MOST = 160_000, 24
+"""pairs of one step, and polynomials at most"""
+Told = Callable[[int, float], None]
+"""called after each step with its number and loss"""
+MISSED = 2.0
+"""weight of a needed candidate: one that is missing costs another program, one too many only makes it larger"""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a network is trained."""
+
+    steps: int
+    lr: float = 2e-3
+    warmup: float = 0.03
+    decay: float = 0.01
+    sizes: Sizes = Sizes()
+
+    def of(self, steps: int) -> Fit:
+        """The same with another number of steps."""
+        return replace(self, steps=steps)
+
+    def rate(self, done: float) -> float:
+        """Linear warm-up, then a cosine down to 2 %."""
+        if done < self.warmup:
+            return self.lr * done / self.warmup
+        return self.lr * (0.02 + 0.49 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup))))
+
+
+FIT = Fit(steps=4000)
+"""as the shipped network was trained"""
+
+
+def silent(step: int, loss: float) -> None:
+    """Nobody listens."""
+
+
+def fitted(fit: Fit, key: int, told: Told = silent) -> dict[str, Tensor]:
+    """Trained weights of a `predictor.Network` by name."""
+    return descended(new(fit.sizes, key), batches(key, fit.steps), loss_of, fit, told)
+
+
+def descended(network: Any, stream: Iterable[tuple[Any, Any]], loss_of: Any, fit: Fit, told: Told) -> dict[str, Tensor]:
+    """Trained weights by name, after a step of AdamW for each (inputs, labels) of the stream."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=fit.lr, weight_decay=fit.decay, betas=(0.9, 0.98))
+    for step, (inputs, labels) in enumerate(stream, start=1):
+        for group in optimizer.param_groups:
+            group["lr"] = fit.rate(step / fit.steps)
+        loss = loss_of(network, inputs, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        told(step, float(loss.detach()))
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+
+def new(sizes: Sizes, key: int) -> Network:
+    """A network with keyed initial weights."""
+    return keyed(lambda: Network(sizes), key)
+
+
+def keyed(make: Callable[[], Any], key: int) -> Any:
+    """What `make` makes, with keyed initial weights: N(0, 1 / inputs), biases 0, gains as they are."""
+    rng = torch.Generator().manual_seed(key)
+    with torch.random.fork_rng([]):  # modules draw weights of their own when they are made
+        network = make()
+    with torch.no_grad():
+        for name, p in network.named_parameters():
+            if p.dim() == 2:
+                p.normal_(0.0, p.shape[1] ** -0.5, generator=rng)
+            elif name.endswith("bias"):
+                p.zero_()
+    return network
+
+
+def loss_of(network: Network, inputs: tuple[Tensor, Tensor, Tensor], labels_BN: Tensor) -> Tensor:
+    """Cross-entropy of each candidate, the mean over a polynomial's, then over polynomials."""
+    keep_BN = inputs[2]
+    weight = torch.full((), MISSED)
+    each_BN = F.binary_cross_entropy_with_logits(network(*inputs), labels_BN, pos_weight=weight, reduction="none")
+    return ((each_BN * keep_BN).sum(1) / keep_BN.sum(1)).mean()
+
+
+def batches(key: int, steps: int) -> Iterator[tuple[tuple[Tensor, Tensor, Tensor], Tensor]]:
+    """Inputs and labels, step by step; polynomials of one step are of one shape."""
+    for step in range(steps):
+        rng = generator(key, step)
+        n, half = SHAPES[int(rng.integers(len(SHAPES)))]
+        most = math.comb(n + half, half)
+        several = [example(n, half, rng) for _ in range(max(2, min(MOST, ENTRIES // most**2)))]
+        labels = torch.zeros(len(several), max(len(label) for *_, label in several))
+        for i, (*_, label) in enumerate(several):
+            labels[i, : len(label)] = torch.from_numpy(label)
+        yield batch([(token, pair) for token, pair, _ in several]), labels
+
+
+def example(n: int, half: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features of a random polynomial of this shape and which candidates are in its planted basis."""
+    most = math.comb(n + half, half)
+    coercive = bool(rng.random() >= PAPER)
+    low = n + 2 if coercive else 3
+    size = int(rng.integers(low, max(low + 1, min(40, most // 2))))
+    structure = STRUCTURES[int(rng.integers(len(STRUCTURES)))]
+    made = plant(Planting(n=n, half=half, size=size, matrix=structure, coercive=coercive), rng)
+    rows = candidates(made, coercive, half)
+    hidden = set(map(tuple, made.basis.tolist()))
+    label = np.array([tuple(row) in hidden for row in rows.tolist()], dtype=np.float32)
+    return *features(made.terms, made.coefficients.astype(np.float64), rows), label
+
+
+def candidates(made: Planted, coercive: bool, half: int) -> np.ndarray:
+    """What diagonal consistency leaves; of a coercive polynomial everything."""
+    width = made.terms.shape[1]
+    if coercive:
+        return np.array(graded(gram.up_to(width, half)), dtype=np.int64)
+    points = made.terms[(made.terms % 2 == 0).all(axis=1)] // 2
+    inside = lattice.hull(points)
+    assert inside is not None  # at most LARGEST monomials lie in the box
+    rows = graded(map(tuple, inside.tolist()))
+    support = Polynomial(("",) * width, tuple((tuple(row), Fraction(1)) for row in made.terms.tolist()))
+    return np.array(gram.consistent(support, rows), dtype=np.int64)

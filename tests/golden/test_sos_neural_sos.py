@@ -1,0 +1,99 @@
+"""sos.neural_sos on polynomials whose truth is known, whatever the network says."""
+
+import pytest
+import torch
+
+from luthier.kit import lattice, predictor, staged
+from luthier.kit.context import Context
+from luthier.kit.planted import STRUCTURES, Planting, generator, plant
+from luthier.kit.polynomial import polynomial
+from luthier.sos.neural_sos import NeuralSos
+
+COERCIVE = "(x^3 + y^3 - 2)^2 + (y^3 - z^3 + x)^2 + (z^3 + 1)^2 + x^6 + y^6 + z^6 + x^2/3 + 1/5"
+"""Five monomials are enough: 1, x and the cubes. Exact reduction leaves all 20 of degree 3 or less."""
+NO_SUM = "x^4*y^2 + x^2*y^4 - 3*x^2*y^2 + 1 + x^6/1000 + y^6/1000"
+"""Coercive; nonnegative where Motzkin's polynomial is; its functional holds for all ten monomials."""
+
+
+def certify(problem, **fields):
+    return NeuralSos(**fields).certify(problem, Context())
+
+
+def test_a_coercive_polynomial_gets_its_five_monomials():
+    found = certify(COERCIVE)
+    assert (found.status, found.refusal()) == ("exact", None)
+    assert set(found.basis) == {(3, 0, 0), (0, 3, 0), (0, 0, 3), (1, 0, 0), (0, 0, 0)}
+    assert (found.numbers["complete"], found.numbers["programs"]) == (20, 1)
+
+
+WRONG = {
+    "everything": lambda network, p, candidates: [1.0] * len(candidates),
+    "nothing": lambda network, p, candidates: [0.0] * len(candidates),
+    "the opposite": lambda network, p, candidates: [1.0 - s for s in RIGHT(network, p, candidates)],
+    "the last": lambda network, p, candidates: [i / len(candidates) for i in range(len(candidates))],
+}
+RIGHT = predictor.scores
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_no_verdict_depends_on_the_scores(what, monkeypatch):
+    """Whatever the network says, what is true is found, and at most the bound is spent."""
+    monkeypatch.setattr(predictor, "scores", WRONG[what])
+    truths = {COERCIVE: "exact", NO_SUM: "not_sos", "x^4 - 3*x^2*y + 1": "not_sos", "x^4 + y^4 + x*y + 1": "exact"}
+    for text, truth in truths.items():
+        found = certify(text)
+        assert (found.status, found.refusal()) == (truth, None), text
+        most = staged.bound(1, 1.5, 3.0) * found.numbers["complete"] ** 3
+        assert found.numbers["cubed"] <= most
+
+
+def test_only_the_complete_basis_refutes():
+    found = certify(NO_SUM)
+    assert found.functional and len(found.basis) == found.numbers["complete"] == 10
+
+
+@pytest.mark.parametrize("matrix", STRUCTURES)
+def test_planted_ones_are_found(matrix):
+    made = plant(Planting(n=4, half=3, size=10, matrix=matrix, coercive=True), generator(4))
+    found = certify(made.polynomial)
+    assert (found.status, found.refusal()) == ("exact", None)
+    assert found.numbers["complete"] == 35
+    assert found.numbers["basis"] <= 1.5 * len(made.hidden)
+
+
+def test_a_network_made_anew_is_kept_for_the_run(tmp_path):
+    told = []
+    ctx = Context(cache=tmp_path, watch=told.append)
+    first = NeuralSos(steps=2).certify(COERCIVE, ctx)
+    steps = [e["done"] for e in told if e.get("what") == "train"]
+    assert steps == [1, 2]
+    again = NeuralSos(steps=2).certify(COERCIVE, ctx.with_(step="another"))
+    assert [e["done"] for e in told if e.get("what") == "train"] == steps  # not trained again
+    assert first == again and first.status == "exact"
+    assert len(list(tmp_path.glob("predictor-*.safetensors"))) == 1
+
+
+def test_too_many_candidates_for_the_network(monkeypatch):
+    monkeypatch.setattr("luthier.sos.neural_sos.MOST", 3)
+    monkeypatch.setattr(predictor, "scores", None)
+    assert certify(COERCIVE).status == "exact"
+    monkeypatch.setattr(lattice, "possible", lambda p: None)
+    assert certify("x^4 + y^4 + x^2*y^2 + 1").status == "exact"
+
+
+def test_constants(recwarn):
+    """Without variables there is one candidate, 1, and nothing to divide by."""
+    assert [certify(text).status for text in ("7/3", "0", "-2")] == ["exact", "exact", "not_sos"]
+    assert not recwarn.list
+
+
+def test_constraints_are_not_looked_at():
+    assert certify({"polynomial": "x", "nonneg": "x"}).reason == "there are constraints"
+
+
+def test_the_shipped_weights_are_small_and_in_fp32():
+    tensors = predictor.shipped("neural_sos").state_dict()
+    assert sum(t.nbytes for t in tensors.values()) < 6_000_000
+    assert {t.dtype for t in tensors.values()} == {torch.float32}
+    p = polynomial(COERCIVE)
+    assert len(predictor.scores(predictor.shipped("neural_sos"), p, lattice.possible(p))) == 20

@@ -1,0 +1,123 @@
+"""The network that scores candidates: equivariant, reproducible, and taught what it is asked for."""
+
+import numpy as np
+import pytest
+import torch
+
+from luthier.kit import predictor, predictor_fit
+from luthier.kit.planted import Planting, generator, plant
+from luthier.kit.polynomial import Polynomial, graded
+from luthier.kit.predictor import Sizes
+
+SMALL = Sizes(16, 2, 4, 24)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return predictor_fit.new(SMALL, 0).eval()
+
+
+@pytest.fixture(scope="module")
+def problem():
+    made = plant(Planting(n=4, half=3, size=12, matrix="block", coercive=True), generator(3))
+    return made.polynomial, [tuple(row) for row in predictor_fit.candidates(made, True, 3).tolist()]
+
+
+def renamed(p, order):
+    terms = tuple((tuple(e[i] for i in order), c) for e, c in p.terms)
+    return Polynomial(p.variables, terms)
+
+
+@pytest.mark.parametrize("order", [(1, 0, 2, 3), (3, 1, 0, 2), (2, 3, 1, 0)])
+def test_renaming_variables_renames_the_scores(network, problem, order):
+    p, candidates = problem
+    plain = dict(zip(candidates, predictor.scores(network, p, candidates), strict=True))
+    moved = [tuple(a[i] for i in order) for a in candidates]
+    shuffled = [moved[i] for i in np.random.default_rng(1).permutation(len(moved))]
+    other = dict(zip(shuffled, predictor.scores(network, renamed(p, order), shuffled), strict=True))
+    assert max(abs(plain[a] - other[tuple(a[i] for i in order)]) for a in candidates) < 1e-5
+    assert max(plain.values()) - min(plain.values()) > 1e-3  # and it does not say the same of all
+
+
+def test_the_shipped_network_is_equivariant_too(problem):
+    p, candidates = problem
+    shipped = predictor.shipped("neural_sos")
+    plain = predictor.scores(shipped, p, candidates)
+    order = (2, 0, 3, 1)
+    moved = [tuple(a[i] for i in order) for a in candidates]
+    assert np.allclose(plain, predictor.scores(shipped, renamed(p, order), moved), atol=1e-5)
+
+
+def test_padding_and_scale_change_nothing(network, problem):
+    p, candidates = problem
+    terms, rows = np.array(p.support), np.array(candidates)
+    numbers = np.array([float(c) for _, c in p.terms])
+    one = predictor.features(terms, numbers, rows)
+    large = predictor.features(terms, 1000 * numbers, rows)
+    assert np.allclose(one[0], large[0], atol=1e-6) and np.allclose(one[1], large[1], atol=1e-6)
+    few = predictor.features(terms, numbers, rows[:7])
+    with torch.no_grad():
+        alone, both = network(*predictor.batch([few]))[0], network(*predictor.batch([one, few]))[1, :7]
+    assert torch.allclose(alone, both, atol=1e-5)
+
+
+def test_features_by_hand():
+    """p = 4 x^4 - x^2 y + y^2 over x^2, x, y. Sums: x^4, x^3, x^2 y, x^2, x y, y^2, of one pair each."""
+    terms, rows = np.array([[4, 0], [2, 1], [0, 2]]), np.array([[2, 0], [1, 0], [0, 1]])
+    token, pair = predictor.features(terms, np.array([4.0, -1.0, 1.0]), rows)
+    hits = pair[..., 0]
+    assert hits.tolist() == [[1, 0, 1], [0, 0, 0], [1, 0, 1]]
+    assert pair[0, 2].tolist() == [1, 0.5, -0.5, 0.5, 0.5]  # the root of 1/4 with its sign; the pair in two orders
+    assert token[0, :4].tolist() == [1, 1, 1, 1]
+    assert np.allclose(token[:, 4], hits.mean(axis=1))
+    assert token[:, -2].tolist() == [pytest.approx(1 / 3), -1, pytest.approx(1 / 3)]
+    assert token[:, -3].tolist() == [1, 0.5, 0.5]
+
+
+def test_pairs_that_share_a_sum_share_it():
+    """1, x, x^2: x^2 is 1 * x^2 and x * x; of x^2's own square there is one pair."""
+    _, pair = predictor.features(np.array([[2], [4]]), np.ones(2), np.array([[0], [1], [2]]))
+    assert pair[1, 1, 4] == pair[0, 2, 4] == pytest.approx(1 / 3)  # (0, 2), (1, 1), (2, 0)
+    assert pair[2, 2, 4] == 1
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_others():
+    fit = predictor_fit.Fit(steps=3, sizes=SMALL)
+    first, again, other = (predictor_fit.fitted(fit, seed) for seed in (1, 1, 2))
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert not torch.equal(first["embed.weight"], other["embed.weight"])
+    state = torch.get_rng_state()
+    predictor_fit.fitted(fit, 1)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_weights_tell_their_sizes(network, problem):
+    p, candidates = problem
+    again = predictor.from_tensors(network.state_dict())
+    assert predictor.scores(again, p, candidates) == predictor.scores(network, p, candidates)
+
+
+def test_training_lowers_the_loss():
+    losses = []
+    predictor_fit.fitted(predictor_fit.Fit(steps=40, lr=5e-3, sizes=SMALL), 0, lambda step, loss: losses.append(loss))
+    assert np.mean(losses[-8:]) < 0.75 * np.mean(losses[:8])
+
+
+def test_examples_are_labelled_with_their_basis():
+    for seed in range(12):
+        token, pair, label = predictor_fit.example(3, 3, generator(seed))
+        assert len(token) == len(pair) == len(label)
+        assert 0 < label.sum() <= len(label) <= 20
+
+
+def test_every_gradient_arrives(network):
+    inputs, labels = next(iter(predictor_fit.batches(0, 1)))
+    predictor_fit.loss_of(network, inputs, labels).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+def test_candidates_of_a_paper_like_one_are_consistent():
+    made = plant(Planting(n=3, half=3, size=5), generator(8))
+    rows = [tuple(r) for r in predictor_fit.candidates(made, False, 3).tolist()]
+    assert rows == graded(rows)
+    assert set(map(tuple, made.basis.tolist())) <= set(rows)
