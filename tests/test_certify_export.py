@@ -53,6 +53,8 @@ EXACT = {
     "only weighted": made("x", "2*x", nonneg=["x"], weighted=[((0,), [("2", "1")])]),
     "an unused constraint": made("x", "2*x", nonneg=["1 - x", "x"], weighted=[((0,), []), ((1,), [("2", "1")])]),
     "equation": made("x y", "x*y", [("1/2", "x + y")], zero=["x^2 + y^2"], cofactors=["-1/2"]),
+    "three parts": made("x y", "x + y^2 + y", [("1", "y")], nonneg=["x"], weighted=[((0,), [("1", "1")])], zero=["y"],
+                        cofactors=["1"]),
     "no squares": made("x", "0"),
     "names": made("alpha x_b x12 mass3", "alpha^2 + x_b^2 + x12^2 + mass3^2",
                   [("1", "alpha"), ("1", "x_b"), ("1", "x12"), ("1", "mass3")]),
@@ -124,6 +126,8 @@ def test_lean_words_for_each_kind():
         "have positive : 0 < (1 * (1)^2 + 1 * (x)^2 + 1 * (y)^2 : ℝ) := by positivity" in EXACT["multiplier"].to_lean()
     )
     vanishing = EXACT["vanishing multiplier"].to_lean()
+    assert "rcases" not in EXACT["vanishing multiplier"].to_lean()
+    assert "have whole := (add_nonneg (add_nonneg (part_0) part_1) part_2).trans_eq" in EXACT["three parts"].to_lean()
     assert "\n    (positive : 0 < (1 * (x + 1)^2 : ℝ)) :" in vanishing and "dense set" in vanishing
     end = "exact sub_nonneg.mp (nonneg_of_mul_nonneg_right whole positive)\n"
     positive = "have positive : 0 < (1 * (x)^2 + 1 * (y)^2 : ℝ) := by positivity\n"
@@ -139,6 +143,8 @@ def test_lean_words_for_each_kind():
         )
     )
     assert "theorem twice " in EXACT["bound"].to_lean("twice")
+    assert "rcases" not in vanishing
+    assert "have whole := (add_nonneg (add_nonneg (part_0) part_1) part_2).trans_eq" in EXACT["three parts"].to_lean()
     names = EXACT["names"].to_lean()
     assert "-- v1 is alpha\n-- v2 is x_b\n-- v3 is mass3\n" in names and "(v1 v2 x12 v3 : ℝ)" in names
 
