@@ -15,7 +15,8 @@ weights were trained on planted sums of squares
 in 2 to 8 variables, up to 210 candidates; the card beside the weights says how, and what it gains.
 
 Footguns. The gain is where exact reduction leaves many monomials, as on coercive polynomials; elsewhere
-`sos.certify` is as fast, and `sos.heuristic` needs no network. Polynomials that arise otherwise than by planting
+`sos.certify` is as fast. On planted polynomials the rules of `sos.heuristic`, which needs no network, do as well: the
+card has the numbers. Polynomials that arise otherwise than by planting
 may need other monomials than the network was taught. Constraints are not looked at.
 """
 
