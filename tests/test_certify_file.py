@@ -240,6 +240,9 @@ def test_ctrl_c_is_code_130_and_goes_on(tmp_path):
 def test_verify_reads_what_was_written(home, capsys):
     code, out, _ = said(capsys, "--verify", "r.jsonl")
     assert code == 0 and out == "r.jsonl: 6 no proof, 4 proven\n"
+    with (home / "r.jsonl").open("a") as file:
+        file.write('{"key": "a line that is being wr')
+    assert said(capsys, "--verify", "r.jsonl")[1] == out
     made = said(capsys, "x^2 + y^2", "--json")[1]
     (home / "c.json").write_text(made)
     code, out, _ = said(capsys, "--verify", "c.json")

@@ -119,7 +119,7 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, row) of each line of an output; a line that is a certificate itself counts as a row."""
+    """(line, row) of each whole line of an output; a line that is a certificate itself counts as a row."""
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as fault:
@@ -131,6 +131,8 @@ def rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
+        if row is None and number == len(lines) and line.startswith(BEGIN):
+            return  # it is being written
         if not isinstance(row, dict) or not ({"key", "status"} & set(row)):
             raise LuthierError("is no result of luthier certify", where=f"{path}:{number}")
         yield number, row if "key" in row else {"certificate": row}
