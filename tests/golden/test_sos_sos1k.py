@@ -281,3 +281,13 @@ def test_a_descent_beyond_the_first():
 def test_lowest_is_keyed_by_the_seed():
     """The same seed gives the same bytes."""
     assert certify(LINE_239, seed=3, certifier=None).to_json() == certify(LINE_239, seed=3, certifier=None).to_json()
+
+
+def test_hostile_texts_take_no_time_of_their_own():
+    """Long runs of blanks, deep brackets, many squares, many variables: an answer, or an honest `unknown`."""
+    blank = " " * 50_000
+    assert alone(f"x^2 + 1{blank}- x^3 + (x)^2").status == "not_sos"
+    assert alone(f"1{blank}x + (x^3 - 1)^2", "form").status == "unknown"
+    assert alone("(" * 39 + "x^2" + ")" * 39 + "^2 + x", "form", "degree").status == "unknown"
+    assert alone("(x - y)^2 + " * 800 + "z", "form").status == "unknown"
+    assert alone(" + ".join(f"x{i}^2" for i in range(250)) + " - x1*x2*3 + 10", "special").status == "unknown"

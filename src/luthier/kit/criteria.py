@@ -31,8 +31,8 @@ from luthier.kit.polynomial import Exponents, Polynomial, polynomial
 from luthier.kit.problem import Problem
 from luthier.kit.regularised import level, quadratic, regularised, shifted
 
-MOST_BASIS = 120
-"""monomials that the Gram matrix may have"""
+MOST_BASIS, MOST_POWERS = 120, 5_000_000
+"""monomials that a Gram matrix may have, and powers that are taken on the way out"""
 Point = tuple[Fraction, ...]
 
 
@@ -57,15 +57,15 @@ class Look:
 
 
 def degree(look: Look) -> Decision | str:
-    p = look.p
-    if p.degree % 2 == 0:
-        return f"the degree {p.degree} is even"
-    top = Polynomial(p.variables, tuple(term for term in p.terms if sum(term[0]) == p.degree))
-    for v in _directions(len(p.variables), p.degree, look.rng):
+    p, most = look.p, look.p.degree
+    if most % 2 == 0:
+        return f"the degree {most} is even"
+    top = Polynomial(p.variables, tuple(term for term in p.terms if sum(term[0]) == most))
+    for v in _directions(len(p.variables), most, look.rng):
         slope = top.at(v)
         if slope:
-            return _far(p, tuple(-x if slope > 0 else x for x in v), f"the degree {p.degree} is odd")
-    return f"the degree {p.degree} is odd, but no direction shows it"
+            return _far(p, tuple(-x if slope > 0 else x for x in v), f"the degree {most} is odd")
+    return f"the degree {most} is odd, but no direction shows it"
 
 
 def _directions(count: int, most: int, rng: Any) -> Iterator[tuple[int, ...]]:
@@ -80,11 +80,11 @@ def _directions(count: int, most: int, rng: Any) -> Iterator[tuple[int, ...]]:
 
 def _far(p: Polynomial, v: Sequence[int], why: str) -> Decision | str:
     """The first t = 1, 2, 4, ... at which p(tv) < 0."""
-    for power in range(400):
+    for power in range(max(8, min(400, MOST_POWERS // (len(p.terms) * len(p.variables))))):
         point = tuple(Fraction(x * 2**power) for x in v)
         if p.at(point) < 0:
             return _at(p, point, why)
-    return f"{why}, but p is negative beyond 2^400 only"
+    return f"{why}, but p is negative farther out than is looked at"
 
 
 def _at(p: Polynomial, point: Point, why: str) -> Decision:
@@ -93,12 +93,12 @@ def _at(p: Polynomial, point: Point, why: str) -> Decision:
 
 
 def leading(look: Look) -> Decision | str:
-    p = look.p
+    p, most = look.p, look.p.degree
     for exponents, c in p.terms:
-        if c < 0 and sum(exponents) == p.degree > 0 and max(exponents) == p.degree:
+        if c < 0 and max(exponents, default=0) == most > 0 and sum(exponents) == most:
             axis = tuple(int(e > 0) for e in exponents)
             name = p.variables[axis.index(1)]
-            return _far(p, axis, f"the coefficient {c} of {name}^{p.degree} is negative")
+            return _far(p, axis, f"the coefficient {c} of {name}^{most} is negative")
     return "no pure power of the highest degree has a negative coefficient"
 
 
@@ -132,7 +132,7 @@ def special(look: Look) -> Decision | str:
     if case is None:
         return "no case in which nonnegative is enough"
     s = regularised(p)
-    if p.degree != 2 and s is None:
+    if (p.degree != 2 and s is None) or len(p.variables) >= MOST_BASIS:
         return f"{case}: a sum of squares if nonnegative, which this does not decide"
     low = {exponents: c for exponents, c in p.terms if sum(exponents) <= 2}
     matrix, t = quadratic(low, len(p.variables)), Fraction(0)
@@ -169,7 +169,7 @@ def _even(p: Polynomial) -> list[exact.Square] | None:
 
 
 PIECE = re.compile(
-    r"(?P<number>[0-9.]+(?:[eE][+-]?[0-9]+)?)?\s*\*?\s*(?P<inner>\(.*\))\s*(?:\^|\*\*)\s*(?P<power>[0-9]{1,9})"
+    r"(?P<number>[0-9.]+(?:[eE][+-]?[0-9]+)?)?\s?\*?\s?(?P<inner>\(.*\))\s?(?:\^|\*\*)\s?(?P<power>[0-9]{1,9})"
 )
 
 

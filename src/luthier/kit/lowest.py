@@ -15,8 +15,9 @@ from luthier.kit.polynomial import Polynomial
 if TYPE_CHECKING:
     import torch
 
-STARTS, MOST_WORK, BITS = 12, 20_000_000, (0, 1, 2, 3, 5, 8, 12, 20, 30, 40)
-"""How many descents, the powers they may take together, and the binary places their ends are rounded to."""
+STARTS, LEAST, MOST_WORK, BITS = 12, 5, 200_000_000, (0, 1, 2, 3, 5, 8, 12, 20, 30, 40)
+"""How many descents, of at least how many steps, the powers they may take together, and the binary places their ends
+are rounded to."""
 Point = tuple[Fraction, ...]
 
 
@@ -27,7 +28,9 @@ def lowest(p: Polynomial, rng: torch.Generator) -> Point | None:
 
     powers, unit = np.array(p.support, dtype=float), max(abs(c) for _, c in p.terms)
     weights = np.array([float(c / unit) for _, c in p.terms])
-    steps = max(5, min(200, MOST_WORK // (powers.size * (1 + len(p.variables)) * STARTS)))
+    steps = min(200, MOST_WORK // (powers.size * (1 + len(p.variables)) * STARTS))
+    if steps < LEAST:
+        return None
     spread = 2.0 ** torch.linspace(-2, 2, STARTS)[:, None]
     for start in (spread * torch.randn(STARTS, len(p.variables), generator=rng)).double().numpy():
         with np.errstate(all="ignore"):
