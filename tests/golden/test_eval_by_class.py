@@ -51,7 +51,7 @@ def test_shares_of_two_models_in_three_classes():
         assert found[("good", kind, "accuracy")] == (sum(mine) / len(mine), len(mine))
     assert found[("good", "all", "accuracy")] == (sum(row["value"] for row in values) / 8, 8)
     assert found[("good", "all", "accuracy")][0] > 0.5 > found[("base", "all", "accuracy")][0]
-    assert [kind for model, kind, _ in found if model == "good"] == ["third", "odd", "lone", "all"]
+    assert [kind for model, kind, _ in found if model == "good"] == ["all", "third", "odd", "lone"]
 
 
 def test_a_draw_and_the_commonest_answer():
@@ -82,6 +82,18 @@ def test_items_without_a_problem_or_a_class():
     assert not any(model == "sos.sos1k" for model, _, _ in rows(ByClass(beside="sos.sos1k"), data=plain))
     assert {kind for _, kind, _ in rows(ByClass(), data=plain)} == {"all"}
     assert {kind for _, kind, _ in rows(ByClass(by="problem"))} == {*PROBLEMS, "all"}
+
+
+def test_the_notes_hold_the_classes():
+    """One line a class, models in their order, sources in theirs; nothing where there are no classes."""
+    other = Said("more", asked().train, asked().test[:1], scored=True)
+    table = ByClass(beside={"use": "sos.sos1k", "set": {"certifier": None}}).measure([], [asked(), other], Context())
+    assert table.notes == (
+        "by class, on sos / more, in percent",
+        "a: chance 50 / 67, majority 50 / 100, sos.sos1k 75 / 100",
+        "b: chance 50 / -, majority 50 / -, sos.sos1k 50 / -",
+    )
+    assert ByClass().measure([], [tiny.task_data(train=4, test=2)], Context()).notes == ()
 
 
 def test_texts_and_fewer_items():

@@ -3,7 +3,8 @@
 Paper: none (the tables by class of arXiv 2502.20545).
 
 Rows have the columns model, data, class, metric ("accuracy"), value and items. An item's class is what its source says
-under `by` in its `meta`; "all" are all of a source's items, and those without a class. Beside the models stand
+under `by` in its `meta`; "all", which comes first, are all of a source's items. The notes hold the classes as lines.
+Beside the models stand
 
     chance      expected accuracy of an answer drawn from those of the training items
     majority    the commonest answer of the training items
@@ -57,7 +58,7 @@ class ByClass(Measure):
             for name, right in _dumb(source).items():
                 rows += self._rows(name, source, "accuracy", right)
             rows += self._proofs(source, ctx)
-        return Table(COLUMNS, tuple(rows), seen.notes)
+        return Table(COLUMNS, tuple(rows), (*seen.notes, *_listed(rows)))
 
     def _proofs(self, source: Data, ctx: Ctx) -> list[tuple[Any, ...]]:
         if self.beside is None:
@@ -72,17 +73,30 @@ class ByClass(Measure):
         return self._rows(name, source, "accuracy", right) + self._rows(name, source, "decided", decided)
 
     def _rows(self, name: str, source: Data, metric: str, value: Mapping[str, float]) -> list[tuple[Any, ...]]:
-        """One row a class that the items are of, and one of all if they are several."""
-        groups: dict[str, list[float]] = {}
-        for item in source.test:
-            if item.id in value:
-                groups.setdefault(str(item.meta.get(self.by, ALL)), []).append(value[item.id])
-        if len(groups) > 1:
-            groups[ALL] = [value[item.id] for item in source.test if item.id in value]
+        """One row of all items, and one a class that they are of."""
+        items = [item for item in source.test if item.id in value]
+        groups: dict[str, list[float]] = {ALL: [value[item.id] for item in items]} if items else {}
+        for item in items:
+            if self.by in item.meta:
+                groups.setdefault(str(item.meta[self.by]), []).append(value[item.id])
         return [
             (name, source.name, kind, metric, math.fsum(values) / len(values), len(values))
             for kind, values in groups.items()
         ]
+
+
+def _listed(rows: Sequence[tuple[Any, ...]]) -> list[str]:
+    """A line a class for the notes: of every model its accuracies on the sources in order."""
+    of = {row[:3]: row[4] for row in rows if row[3] == "accuracy"}
+    models, sources, classes = (list(dict.fromkeys(key[i] for key in of)) for i in range(3))
+    lines = [f"by class, on {' / '.join(sources)}, in percent"] if len(classes) > 1 else []
+    for kind in classes[1:]:
+        shares = []
+        for model in models:
+            values = [of.get((model, source, kind)) for source in sources]
+            shares.append(f"{model} {' / '.join('-' if v is None else f'{100 * v:.0f}' for v in values)}")
+        lines.append(f"{kind}: {', '.join(shares)}")
+    return lines
 
 
 def _dumb(source: Data) -> dict[str, dict[str, float]]:
