@@ -1,23 +1,24 @@
-"""Neural Sum-of-Squares: a trained network guesses the monomials of the squares; no verdict depends on it.
+"""Neural Sum-of-Squares: a trained network guesses the monomials of the squares; no proof rests on it.
 
 Paper: arXiv 2510.13444.
 
 A network reads what iterated diagonal consistency leaves and says of every candidate how likely the squares need
 it (`kit.predictor`). The likely ones are repaired until they cover p's exponents and asked first; then bases that
 grow by the factor rho, in the order of the scores; at last all candidates. A guess that fails costs a program,
-never the truth: only the last basis can prove that p is no sum of squares, and `luthier.verifier` checks what is
+never the truth: a functional against squares must be one over the last basis, and `luthier.verifier` checks what is
 said. At worst the programs take 1.43 times what the last alone takes, if cost grows with the third power of the
 basis, and 1.16 times at the fifth (`kit.staged`).
 
 The paper's network writes monomials one after another and asks for votes over renamings of the variables; it is here
 as form=sequence (`kit.sequence`). The other form scores candidates, and no renaming changes what it says; its shipped
-weights were trained on planted sums of squares
-in 2 to 8 variables, up to 210 candidates; the card beside the weights says how, and what it gains.
+weights were trained on planted sums of squares in 2 to 8 variables, up to 210 candidates; the card beside the weights
+says how, and what it gains.
 
 Footguns. The gain is where exact reduction leaves many monomials, as on coercive polynomials; elsewhere
 `sos.certify` is as fast. On planted polynomials the rules of `sos.heuristic`, which needs no network, do as well: the
-card has the numbers. Polynomials that arise otherwise than by planting
-may need other monomials than the network was taught. Constraints are not looked at.
+card has the numbers. Polynomials that arise otherwise than by planting may need other monomials than the network was
+taught. A bad guess can end in `numeric` or `unknown` where a good one ends in a proof, since large bases leave less
+room for rounding, or are above `largest`. Constraints are not looked at.
 """
 
 from __future__ import annotations
