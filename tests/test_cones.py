@@ -261,6 +261,14 @@ def test_symmetric_proofs():
     assert folded.numbers["part"] == 4 and "part" not in plain.numbers
 
 
+def test_a_hundred_variables():
+    """The box around the monomials cannot be gone through; the lattice points of the hull can."""
+    squares = [f"(x{i}^2*x{i + 1} - x{i + 2} + {i % 3 + 1})^2" for i in range(1, 98, 7)]
+    found = certify(" + ".join(squares) + " + 1/7")
+    assert (found.status, found.verify()) == ("exact", True) and len(found.variables) == 42
+    assert "more than" in certify(" + ".join(squares) + " + 1/7", basis="newton").reason
+
+
 def test_a_point_below_a_bound():
     made = proof.negative(problem("x^2 + 1"), {}, bound=Fraction(2))
     assert made.verify() and made.bound == "2" and made.reason.startswith("it is below 2 at x = ")

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 from luthier.flows import Certificate, Ctx
-from luthier.kit import balance, exact, gram, moments
+from luthier.kit import balance, exact, gram, lattice, moments
 from luthier.kit.cones import ONE, Cone, Free, Program, cone, plus, split, times
 from luthier.kit.minimisers import minimisers
 from luthier.kit.orbits import folded
@@ -214,7 +214,7 @@ def _reduced(asked: Problem, target: Terms, factor: Terms) -> Program | None:
     support = {m: ONE for m in (*target, *factor)}
     p = Polynomial(asked.variables, tuple(support.items()))
     candidates = gram.box(p)
-    basis = None if candidates is None else gram.consistent(p, candidates)
+    basis = lattice.possible(p) if candidates is None else gram.consistent(p, candidates)
     return None if not basis else Program((cone(basis),))
 
 

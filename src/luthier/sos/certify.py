@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal
 from luthier.errors import LuthierError
 from luthier.fields import Count, Positive, Range
 from luthier.flows import Certificate, Ctx
-from luthier.kit import gram, proof, putinar
+from luthier.kit import gram, lattice, proof, putinar
 from luthier.kit.criteria import visible
 from luthier.kit.polynomial import Exponents, Polynomial
 from luthier.kit.problem import problem as read
@@ -103,5 +103,6 @@ class SumOfSquares(Certify):
         if self.basis == "full":
             return gram.full(p)
         candidates = gram.box(p)
-        narrow = {"newton": gram.newton, "consistent": gram.consistent}[self.basis]
-        return None if candidates is None else narrow(p, candidates)
+        if candidates is None:
+            return lattice.possible(p) if self.basis == "consistent" else None
+        return gram.consistent(p, candidates) if self.basis == "consistent" else gram.newton(p, candidates)
