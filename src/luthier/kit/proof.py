@@ -190,7 +190,7 @@ def over(p: Polynomial, basis: Sequence[Exponents], settings: Settings, ctx: Ctx
     numbers |= found.numbers
     if found.squares is not None:
         squares = [s for _, several in found.squares for s in several]
-        why = f"a sum of {len(squares)} squares over {len(basis)} of {numbers['all']} monomials"
+        why = f"a sum of {counted(squares)} over {len(basis)} of {numbers['all']} monomials"
         return given(asked, "exact", why, squares=squares, basis=basis, numbers=numbers, tried=found.tried)
     if found.functional is not None:
         why = "a functional that is negative on no square is negative on it"
@@ -201,6 +201,11 @@ def over(p: Polynomial, basis: Sequence[Exponents], settings: Settings, ctx: Ctx
         made = negative(asked, numbers, found.tried, found.moments)  # by less than floats see
         return made or given(asked, "numeric", why, basis=basis, numbers=numbers, tried=found.tried)
     return undecided(asked, "neither squares nor a proof against them", numbers, found.tried, found.moments)
+
+
+def counted(squares: Sequence[exact.Square]) -> str:
+    """1 square, 2 squares."""
+    return f"{len(squares)} square{'s' * (len(squares) != 1)}"
 
 
 def lonely(

@@ -21,7 +21,19 @@ from luthier.kit.minimisers import minimisers
 from luthier.kit.orbits import folded
 from luthier.kit.polynomial import Exponents, Polynomial, Terms
 from luthier.kit.problem import Problem
-from luthier.kit.proof import WORTH, Attempt, Numbers, Settings, attempt, given, negative, too_large, undecided, unit_of
+from luthier.kit.proof import (
+    WORTH,
+    Attempt,
+    Numbers,
+    Settings,
+    attempt,
+    counted,
+    given,
+    negative,
+    too_large,
+    undecided,
+    unit_of,
+)
 
 NICE = (1, 10, 100, 1000)
 """denominators of bounds that are tried first"""
@@ -115,11 +127,11 @@ def proven(
     cofactors: list[Terms] = [{} for _ in asked.zero]
     for j, terms in made.cofactors:
         cofactors[j] = plus(cofactors[j], terms)
-    number = len(first) + sum(map(len, several.values()))
+    number = counted([*first, *itertools.chain(*several.values())])
     where = " where the constraints hold" if asked.constrained else ""
     factor = ", after multiplication by a sum of squares" if multiplier else ""
     what = f"at least {bound}" if said or bound else "nonnegative"
-    why = f"{what}{where}: {number} squares{factor}{said}"
+    why = f"{what}{where}: {number}{factor}{said}"
     return given(
         asked, "exact", why, squares=first, weighted=list(several.items()), cofactors=cofactors, bound=bound,
         multiplier=multiplier or [], minimisers=points or [], numbers=numbers, tried=tried,
@@ -177,7 +189,8 @@ def lowest(
                                 numbers=numbers, tried=tried)  # fmt: skip
         else:
             bound, made_of = made
-            said = f"; all {len(points)} minimisers" if all_of_them else f"; {len(points)} minimisers" if points else ""
+            number = f"{len(points)} minimiser{'s' * (len(points) != 1)}"
+            said = f"; {'all ' * all_of_them}{number}" if points else ""
             certificate = proven(asked, made_of, numbers | made_of.numbers, tried, bound, squares if r else None, shown,
                                  said or "; largest bound found")  # fmt: skip
         proves = certificate.status == "exact"
@@ -274,7 +287,7 @@ def multiplied(asked: Problem, made: Certificate, settings: Settings, ctx: Ctx, 
             form = len({sum(m) for m in p.support}) == 1
             base = f"|x|^{2 * r}" if form else "(1 + |x|^2)" + (f"^{r}" if r > 1 else "")
             factors = [s for _, several in found.squares for s in several]
-            reason = f"nonnegative: {base} times it is a sum of {len(factors)} squares; it is none"
+            reason = f"nonnegative: {base} times it is a sum of {counted(factors)}; it is none"
             functional = [(m, Fraction(c)) for m, c in made.functional]
             return given(asked, "exact", reason, squares=factors, multiplier=squares, basis=made.basis,
                          functional=functional, numbers={**made.numbers, **found.numbers, "multiplier": r},

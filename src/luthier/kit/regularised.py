@@ -58,6 +58,8 @@ def level(matrix: Matrix, s: float) -> Fraction:
         shift[np.diag_indices(len(plain))] = [2 * s * t] * (len(plain) - 1) + [-s * t * t]
         return float(np.linalg.eigvalsh(plain + shift)[0])
 
+    if not s:  # below the range of floats
+        return Fraction(0)
     low, high = 0.0, 1.0 + 2 * float(np.abs(plain).sum()) / s
     for _ in range(80):
         a, b = low + (high - low) / 3, high - (high - low) / 3
