@@ -197,7 +197,8 @@ def test_constants_and_zero():
 def test_defaults_are_these():
     plain = {
         "ask": "nonnegative", "basis": "consistent", "multipliers": 2, "degree": None, "steps": 2, "products": False,
-        "chordal": False, "symmetry": True, "faces": True, "bits": 40, "tolerance": 1e-8, "largest": 100, "seconds": None,
+        "chordal": False, "symmetry": True, "faces": True,
+        "bits": 40, "tolerance": 1e-8, "largest": 100, "seconds": None,
     }  # fmt: skip
     assert SumOfSquares().to_dict()["set"] == plain
     assert GRIDS == (0, 1, 2, 3, 4, 6, 8, 12, 16, 20, 26, 32)

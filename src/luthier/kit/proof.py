@@ -34,7 +34,7 @@ WORTH = 10
 FACES = 8
 """taken one after another, at most"""
 BOUNDARY = "its squares lie on a boundary that no small fractions describe, and may need irrational numbers"
-Numbers = Mapping[str, float]
+Numbers = dict[str, float]
 Plain = tuple[tuple[Exponents, str], ...]
 
 
@@ -209,7 +209,7 @@ def counted(squares: Sequence[exact.Square]) -> str:
 
 
 def lonely(
-    asked: Problem, alone: Exponents, basis: Sequence[Exponents], numbers: Numbers, complete: bool
+    asked: Problem, alone: Exponents, basis: Sequence[Exponents], numbers: Mapping[str, float], complete: bool
 ) -> Certificate:
     """The verdict where a monomial of p is no product of two of the basis."""
     why = f"{written(asked.variables, [(alone, 1)])} is no product of two monomials that its squares may hold"
@@ -226,8 +226,8 @@ def too_large(program: Program, settings: Settings) -> str:
 
 
 def refuted(
-    asked: Problem, why: str, basis: Sequence[Exponents], functional: Mapping[Exponents, Fraction], numbers: Numbers,
-    tried: Sequence[str] = (),
+    asked: Problem, why: str, basis: Sequence[Exponents], functional: Mapping[Exponents, Fraction],
+    numbers: Mapping[str, float], tried: Sequence[str] = (),
 ) -> Certificate:  # fmt: skip
     """Not a sum of squares: by a point, which says more, or by the functional."""
     terms = [(m, c) for m, c in functional.items() if c]
@@ -236,14 +236,18 @@ def refuted(
 
 
 def undecided(
-    asked: Problem, why: str, numbers: Numbers, tried: Sequence[str] = (), moments: Mapping[Exponents, float] = {}
+    asked: Problem,
+    why: str,
+    numbers: Mapping[str, float],
+    tried: Sequence[str] = (),
+    moments: Mapping[Exponents, float] = {},
 ) -> Certificate:
     """Unknown, unless a point says more."""
     return negative(asked, numbers, tried, moments) or given(asked, "unknown", why, numbers=numbers, tried=tried)
 
 
 def negative(
-    asked: Problem, numbers: Numbers, tried: Sequence[str] = (), moments: Mapping[Exponents, float] = {},
+    asked: Problem, numbers: Mapping[str, float], tried: Sequence[str] = (), moments: Mapping[Exponents, float] = {},
     bound: Fraction = Fraction(0),
 ) -> Certificate | None:  # fmt: skip
     """The verdict by a point where p is below the bound, if one is found."""
@@ -256,7 +260,7 @@ def negative(
 
 
 def given(
-    asked: Problem, status: str, reason: str, *, numbers: Numbers, squares: Sequence[exact.Square] = (),
+    asked: Problem, status: str, reason: str, *, numbers: Mapping[str, float], squares: Sequence[exact.Square] = (),
     basis: Sequence[Exponents] = (), functional: Iterable[tuple[Exponents, Fraction]] = (),
     point: Sequence[Fraction] = (), tried: Sequence[str] = (), bound: Fraction = Fraction(0),
     multiplier: Sequence[exact.Square] = (), weighted: Sequence[tuple[tuple[int, ...], Sequence[exact.Square]]] = (),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
 from luthier.flows import Certificate, Ctx
@@ -24,7 +24,6 @@ from luthier.kit.problem import Problem
 from luthier.kit.proof import (
     WORTH,
     Attempt,
-    Numbers,
     Settings,
     attempt,
     counted,
@@ -116,7 +115,7 @@ def _parts(whole: Program, support: set[Exponents], settings: Settings) -> Progr
 
 
 def proven(
-    asked: Problem, made: Attempt, numbers: Numbers, tried: list[str], bound: Fraction = Fraction(0),
+    asked: Problem, made: Attempt, numbers: Mapping[str, float], tried: list[str], bound: Fraction = Fraction(0),
     multiplier: list[exact.Square] | None = None, points: list[list[str]] | None = None, said: str = "",
 ) -> Certificate:  # fmt: skip
     """The exact certificate of an attempt that gave squares."""
@@ -218,7 +217,7 @@ def _optimum(target: Terms, factor: Terms, parts: Program, unit: Fraction, setti
     return dataclasses.replace(found, moments=in_x)
 
 
-def undecided_bound(asked: Problem, numbers: Numbers, tried: list[str]) -> Certificate:
+def undecided_bound(asked: Problem, numbers: Mapping[str, float], tried: list[str]) -> Certificate:
     return given(asked, "unknown", "no bound by sums of squares of these degrees", numbers=numbers, tried=tried)
 
 
