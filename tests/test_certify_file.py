@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -229,7 +230,10 @@ def test_ctrl_c_is_code_130_and_goes_on(tmp_path):
     long = [f"(x + 2*y + 3*z + {i}*w + 1)^8 + x^8 + 1" for i in range(4, 44)]
     problems.write_text("\n".join(["x^2 + 1", *long]))
     command = [sys.executable, "-m", "luthier.cli", "certify", str(problems), "--out", str(out), "--jobs", "1"]
-    process = subprocess.Popen([*command, "--set", "basis=full"], start_new_session=True, stderr=subprocess.PIPE)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a test run in the background may be deaf to it
+    process = subprocess.Popen(
+        [*command, "--set", "basis=full"], start_new_session=True, stderr=subprocess.PIPE, preexec_fn=heard
+    )
     while process.poll() is None and not (out.exists() and out.read_bytes().endswith(b"\n")):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
