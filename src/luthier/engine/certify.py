@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from luthier.engine.certify_scale import answered, undecided
 from luthier.flows import Certificate
 from luthier.kit.problem import Problem, problem
+from luthier.kit.telling import Telling, Watch
 
 METHOD = "sos.certify"
 
 
-class Light:
+class Light(Telling):
     """A context that imports torch only for a method that asks for more than to report its progress."""
 
-    def __init__(self, watch: Callable[[Mapping[str, Any]], None] | None = None):
+    step = "certify"
+
+    def __init__(self, watch: Watch | None = None):
         self.watch = watch
-
-    def emit(self, kind: str, **values: Any) -> None:
-        if self.watch:
-            self.watch({"kind": kind, "step": "certify", **values})
-
-    def progress(self, items: Iterable[Any], total: int | None = None, what: str = "") -> Iterator[Any]:
-        if total is None and hasattr(items, "__len__"):
-            total = len(items)  # type: ignore[arg-type]
-        for done, item in enumerate(items):
-            self.emit("progress", what=what, done=done, total=total)
-            yield item
 
     def __getattr__(self, name: str) -> Any:
         from luthier.kit.context import Context
 
-        return getattr(Context(step="certify"), name)
+        return getattr(Context(step=self.step), name)
 
 
 def certify(p: Any, nonneg: Any = (), zero: Any = (), use: str = METHOD, **fields: Any) -> Certificate:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-Event = Mapping[str, Any]
+from luthier.kit.telling import Telling, Watch
 
 
 @dataclass(frozen=True)
-class Context:
+class Context(Telling):
     """See `luthier.flows.Ctx`. watch receives each event as a dict with at least `kind` and `step`.
 
     cache: a folder for `cached`; None keeps nothing between steps.  scratch: a folder that lasts as long as
@@ -33,7 +33,7 @@ class Context:
     roles: Mapping[str, Any] = field(default_factory=dict)
     cache: Path | None = None
     scratch: Path | None = None
-    watch: Callable[[Event], None] | None = None
+    watch: Watch | None = None
 
     def key(self, *item: Any) -> int:
         text = json.dumps([self.seed, self.step, *item], default=str)
@@ -44,18 +44,6 @@ class Context:
 
     def role(self, name: str, default: Any = None) -> Any:
         return self.roles.get(name, default)
-
-    def emit(self, kind: str, **values: Any) -> None:
-        if self.watch:
-            self.watch({"kind": kind, "step": self.step, **values})
-
-    def progress(self, items: Iterable[Any], total: int | None = None, what: str = "") -> Iterator[Any]:
-        if total is None and hasattr(items, "__len__"):
-            total = len(items)  # type: ignore[arg-type]
-        for done, item in enumerate(items):
-            self.emit("progress", what=what, done=done, total=total)
-            yield item
-        self.emit("progress", what=what, done=total, total=total)
 
     def cached(
         self, name: str, key: Mapping[str, Any], make: Callable[[], dict[str, torch.Tensor]]

@@ -114,7 +114,7 @@ def point(look: Look) -> Decision | str:
 
 def special_case(p: Polynomial) -> str | None:
     """The case, if it is one, in which every nonnegative polynomial is a sum of squares."""
-    form = len({sum(exponents) for exponents in p.support}) == 1
+    form = p.is_form
     if p.degree == 2:
         return "a quadratic"
     if len(p.variables) == 1 and p.degree % 2 == 0:

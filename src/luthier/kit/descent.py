@@ -62,7 +62,6 @@ def descents(asked: Problem, moments: Mapping[Exponents, float]) -> Iterator[np.
 
     least, nonneg, zero = Floats(p), [Floats(g) for g in asked.nonneg], [Floats(h) for h in asked.zero]
     scale = max((abs(float(c)) for _, c in p.terms), default=1.0)
-
     weight = PENALTY * scale
 
     def value(x: np.ndarray, size: float, inside: float = 0.0) -> tuple[float, np.ndarray]:
@@ -83,7 +82,8 @@ def descents(asked: Problem, moments: Mapping[Exponents, float]) -> Iterator[np.
         for start, inside in zip(itertools.chain(_means(p, moments), afar), itertools.cycle(INSIDE), strict=False):
             found = start
             for _ in range(ROUNDS):  # what is left is small beside where it began
-                size = max(abs(value(found, 1.0)[0]), float(np.abs(value(found, 1.0)[1]).max()), 1e-9 * scale)
+                left, slope = value(found, 1.0)
+                size = max(abs(left), float(np.abs(slope).max()), 1e-9 * scale)
                 found = minimize(value, found, (size, inside), "L-BFGS-B", jac=True, options={"maxiter": STEPS}).x
                 if not np.isfinite(found).all():
                     break

@@ -23,9 +23,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from luthier.errors import LuthierError
 from luthier.kit.cones import Cone, Program
-from luthier.kit.moments import Solved
+from luthier.kit.moments import Solved, settings, solver
 from luthier.kit.polynomial import Exponents
 
 Kind = Literal["dsos", "sdsos"]
@@ -35,7 +34,7 @@ def solve(
     program: Program, target: dict[Exponents, float], kind: Kind, tolerance: float, seconds: float | None
 ) -> Solved:
     """Solve for the polynomial `target`, all of whose monomials the program's cones reach."""
-    clarabel, sparse = _solver()
+    clarabel, sparse = solver()
     cost = np.array([target.get(m, 0.0) for m in program.monomials])
     entries = [_entries(program, cone) for cone in program.cones]
     trace = sum(e[_places(c)[0]].sum(axis=0) for e, c in zip(entries, program.cones, strict=True))
@@ -44,7 +43,7 @@ def solve(
     cones = [made for c in program.cones for made in _kinds(clarabel, len(c.basis), kind)] + [clarabel.ZeroConeT(1)]
     right = np.append(np.zeros(whole.shape[0] - 1), 1.0)
     found = clarabel.DefaultSolver(
-        sparse.csc_matrix((len(cost), len(cost))), cost, whole, right, cones, _settings(clarabel, tolerance, seconds)
+        sparse.csc_matrix((len(cost), len(cost))), cost, whole, right, cones, settings(tolerance, seconds)
     ).solve()
     optimum = float(cost @ found.x)
     parts = np.split(np.array(found.z), np.cumsum([r.shape[0] for r in rows]))
@@ -66,28 +65,9 @@ def spread(program: Program) -> dict[Exponents, float]:
     return {m: value / trace for m, value in raw.items()}
 
 
-def _solver() -> tuple[Any, Any]:
-    try:
-        import clarabel
-        from scipy import sparse
-    except ImportError:
-        raise LuthierError("certificates need the solver Clarabel", do="pip install 'luthier[sos]'") from None
-    return clarabel, sparse
-
-
-def _settings(clarabel: Any, tolerance: float, seconds: float | None) -> Any:
-    settings = clarabel.DefaultSettings()
-    settings.verbose, settings.max_threads = False, 1
-    for name in ("tol_gap_abs", "tol_gap_rel", "tol_feas"):
-        setattr(settings, name, tolerance)
-    if seconds is not None:
-        settings.time_limit = seconds
-    return settings
-
-
 def _entries(program: Program, cone: Cone) -> Any:
     """The sparse matrix of L -> the upper triangle of M(L), by columns."""
-    _, sparse = _solver()
+    _, sparse = solver()
     number = program.monomials
     where = [(row, number[m], float(c)) for row, (_, _, terms) in enumerate(cone.entries) for m, c in terms.items()]
     rows, columns, values = zip(*where, strict=True)
@@ -102,7 +82,7 @@ def _places(cone: Cone) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 def _pairs(entries: Any, cone: Cone, kind: Kind) -> Any:
     """What has to lie in the cones of `_kinds`: of each pair two or three rows, then the diagonal."""
-    _, sparse = _solver()
+    _, sparse = solver()
     diagonal, rest, i, j = _places(cone)
     one, other, twice = entries[diagonal[i]], entries[diagonal[j]], 2 * entries[rest]
     rows = [one + other + twice, one + other - twice] if kind == "dsos" else [one + other, one - other, twice]

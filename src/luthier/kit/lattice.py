@@ -45,6 +45,19 @@ def possible(p: Polynomial) -> list[Exponents] | None:
     return gram.consistent(p, graded(map(tuple, found.tolist())))
 
 
+def basis(p: Polynomial, how: str) -> list[Exponents] | None:
+    """The monomials of the squares; None where they are too many to look at.
+
+    how: full, newton (half the polytope), or consistent, what iterated diagonal consistency leaves.
+    """
+    if how == "full":
+        return gram.full(p)
+    candidates = gram.box(p)
+    if candidates is None:
+        return possible(p) if how == "consistent" else None
+    return gram.consistent(p, candidates) if how == "consistent" else gram.newton(p, candidates)
+
+
 def hull(points: np.ndarray) -> np.ndarray | None:
     """Lattice points, all those of the points' convex hull among them; None if they are too many."""
     order = _order(points)

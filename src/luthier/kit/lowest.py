@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from luthier.kit.descent import Floats, Point
 from luthier.kit.polynomial import Polynomial
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 STARTS, LEAST, MOST_WORK, BITS = 12, 5, 200_000_000, (0, 1, 2, 3, 5, 8, 12, 20, 30, 40)
 """How many descents, of at least how many steps, the powers they may take together, and the binary places their ends
 are rounded to."""
-Point = tuple[Fraction, ...]
 
 
 def lowest(p: Polynomial, rng: torch.Generator) -> Point | None:
@@ -26,15 +26,15 @@ def lowest(p: Polynomial, rng: torch.Generator) -> Point | None:
     import torch
     from scipy.optimize import minimize
 
-    powers, unit = np.array(p.support, dtype=float), max(abs(c) for _, c in p.terms)
-    weights = np.array([float(c / unit) for _, c in p.terms])
-    steps = min(200, MOST_WORK // (powers.size * (1 + len(p.variables)) * STARTS))
+    unit = max(abs(c) for _, c in p.terms)
+    floats = Floats(Polynomial(p.variables, tuple((m, c / unit) for m, c in p.terms)))
+    steps = min(200, MOST_WORK // (floats.powers.size * (1 + len(p.variables)) * STARTS))
     if steps < LEAST:
         return None
     spread = 2.0 ** torch.linspace(-2, 2, STARTS)[:, None]
     for start in (spread * torch.randn(STARTS, len(p.variables), generator=rng)).double().numpy():
         with np.errstate(all="ignore"):
-            found = minimize(_value, start, (powers, weights), method="L-BFGS-B", jac=True, options={"maxiter": steps})
+            found = minimize(_cut, start, (floats,), method="L-BFGS-B", jac=True, options={"maxiter": steps})
         if np.isfinite(found.x).all() and found.fun < 0:
             for bits in BITS:
                 place = tuple(Fraction(round(float(v) * 2**bits), 2**bits) for v in found.x)
@@ -43,10 +43,7 @@ def lowest(p: Polynomial, rng: torch.Generator) -> Point | None:
     return None
 
 
-def _value(x: np.ndarray, powers: np.ndarray, weights: np.ndarray) -> tuple[float, np.ndarray]:
+def _cut(x: np.ndarray, floats: Floats) -> tuple[float, np.ndarray]:
     """p and its slope in floats; a descent without end is cut off."""
-    value, lower = float(weights @ np.prod(x**powers, axis=1)), np.eye(len(x))
-    slope = [
-        weights @ (powers[:, j] * np.prod(x ** (powers - lower[j]).clip(0), axis=1)) for j in range(len(x))
-    ]  # fmt: skip
-    return (value, np.array(slope)) if abs(value) < 1e60 else (-1e60, np.zeros(len(x)))
+    value, slope = floats.at(x)
+    return (value, slope) if abs(value) < 1e60 else (-1e60, np.zeros(len(x)))

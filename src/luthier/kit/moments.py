@@ -63,7 +63,7 @@ def solve(
 
     fold: symmetries of the program, the target and q.
     """
-    _, sparse = _solver()
+    _, sparse = solver()
     cost = np.array([target.get(m, 0.0) for m in program.monomials])
     matrices = [_svec(program, k) for k in range(len(program.cones))]
     normal = _traces(program) if of is None else np.array([[of.get(m, 0.0) for m in program.monomials]])
@@ -100,7 +100,7 @@ def solve(
 
 def central(program: Program, tolerance: float) -> dict[Exponents, float]:
     """The functional of trace 1 whose matrices have the largest least eigenvalue."""
-    _, sparse = _solver()
+    _, sparse = solver()
     matrices = []
     for k, cone in enumerate(program.cones):
         size = len(cone.basis)
@@ -125,24 +125,19 @@ def _solve(
     tolerance: float, seconds: float | None,
 ) -> Any:  # fmt: skip
     """The solver's answer; its multipliers are those of the cones, in turn, then of `normal`, then of the equations."""
-    clarabel, sparse = _solver()
+    clarabel, sparse = solver()
     rows = [*(-m for m in matrices), sparse.csc_matrix(normal), *([] if equations is None else [equations])]
     whole = sparse.vstack(rows, format="csc")
-    settings = clarabel.DefaultSettings()
-    settings.verbose, settings.max_threads, settings.chordal_decomposition_enable = False, 1, False
-    for name in ("tol_gap_abs", "tol_gap_rel", "tol_feas"):
-        setattr(settings, name, tolerance)
-    if seconds is not None:
-        settings.time_limit = seconds
     equalities = whole.shape[0] - sum(m.shape[0] for m in matrices)
     cones = [*map(clarabel.PSDTriangleConeT, sizes), clarabel.ZeroConeT(equalities)]
     right = np.zeros(whole.shape[0])
     right[-equalities] = 1.0
     zero = sparse.csc_matrix((len(cost), len(cost)))
-    return clarabel.DefaultSolver(zero, cost, whole, right, cones, settings).solve()
+    return clarabel.DefaultSolver(zero, cost, whole, right, cones, settings(tolerance, seconds)).solve()
 
 
-def _solver() -> tuple[Any, Any]:
+def solver() -> tuple[Any, Any]:
+    """Clarabel and scipy.sparse."""
     try:
         import clarabel
         from scipy import sparse
@@ -151,9 +146,20 @@ def _solver() -> tuple[Any, Any]:
     return clarabel, sparse
 
 
+def settings(tolerance: float, seconds: float | None) -> Any:
+    """Clarabel's: silent, one thread, cones as they are given."""
+    made = solver()[0].DefaultSettings()
+    made.verbose, made.max_threads, made.chordal_decomposition_enable = False, 1, False
+    for name in ("tol_gap_abs", "tol_gap_rel", "tol_feas"):
+        setattr(made, name, tolerance)
+    if seconds is not None:
+        made.time_limit = seconds
+    return made
+
+
 def _svec(program: Program, k: int) -> Any:
     """The sparse matrix of L -> svec(M_k(L)): the upper triangle by columns, off-diagonal entries times sqrt 2."""
-    _, sparse = _solver()
+    _, sparse = solver()
     rows, columns, values = [], [], []
     number = program.monomials
     entries = program.cones[k].entries
@@ -167,7 +173,7 @@ def _svec(program: Program, k: int) -> Any:
 
 def _equations(program: Program) -> Any:
     """The sparse matrix of L -> L(m h) for every equation and monomial."""
-    _, sparse = _solver()
+    _, sparse = solver()
     each = [terms for free in program.free for terms in free.entries]
     where = [(row, program.monomials[m], float(c)) for row, terms in enumerate(each) for m, c in terms.items()]
     rows, columns, values = zip(*where, strict=True)
@@ -186,7 +192,7 @@ def _traces(program: Program) -> np.ndarray:
 
 def _of_part(first_Nm: np.ndarray) -> Any:
     """The matrix of svec(M) -> svec(u'Mu)."""
-    _, sparse = _solver()
+    _, sparse = solver()
     size, copies = first_Nm.shape
     i, j = np.tril_indices(size)[::-1]
     off = np.where(i == j, 0.5, 1 / ROOT)

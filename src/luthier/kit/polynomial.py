@@ -37,6 +37,11 @@ class Polynomial:
     def degree(self) -> int:
         return max((sum(exponents) for exponents in self.support), default=0)
 
+    @property
+    def is_form(self) -> bool:
+        """Whether all terms have one degree, above 0."""
+        return self.degree > 0 and all(sum(exponents) == self.degree for exponents in self.support)
+
     def at(self, point: Sequence[Fraction | int]) -> Fraction:
         """The exact value at a point."""
         total = Fraction(0)

@@ -24,6 +24,7 @@ from luthier.kit.descent import below_zero
 from luthier.kit.orbits import folded
 from luthier.kit.polynomial import Exponents, Polynomial, Terms, written
 from luthier.kit.problem import Problem
+from luthier.kit.problem import problem as read
 
 NEAR = 1e-6
 """A margin closer to 0, in units of p's largest coefficient, says nothing of its sign."""
@@ -112,7 +113,7 @@ def _attempt(target: Terms, program: Program, settings: Settings, ctx: Ctx, refu
             made.numeric = side >= 0 and found.residual < NEAR
             if side == 0 and settings.faces:
                 made.why = f": {BOUNDARY}"
-        if side >= 0 and _rounded(made, now, target, found, unit, settings, ctx):
+        if side >= 0 and rounded(made, now, target, found, unit, settings, ctx):
             made.numbers["faces"] = float(face)
             return made
         if face == 0 and side <= 0 and refute and not program.free:
@@ -137,7 +138,7 @@ def _smaller(target: Terms, program: Program, found: moments.Solved) -> Program 
     return faces.vanishing(p, program, faces.zeros(p, found.moments)) or faces.reduced(program, found)
 
 
-def _rounded(
+def rounded(
     made: Attempt, program: Program, target: Terms, found: moments.Solved, unit: Fraction, settings: Settings, ctx: Ctx
 ) -> bool:
     """Whether the floats round to squares; they are then noted."""
@@ -189,9 +190,7 @@ def over(p: Polynomial, basis: Sequence[Exponents], settings: Settings, ctx: Ctx
     found = attempt(target, program, settings, ctx, refute=complete and not settings.chordal)
     numbers |= found.numbers
     if found.squares is not None:
-        squares = [s for _, several in found.squares for s in several]
-        why = f"a sum of {counted(squares)} over {len(basis)} of {numbers['all']} monomials"
-        return given(asked, "exact", why, squares=squares, basis=basis, numbers=numbers, tried=found.tried)
+        return summed(asked, found, basis, numbers)
     if found.functional is not None:
         why = "a functional that is negative on no square is negative on it"
         return refuted(asked, why, basis, found.functional, numbers, found.tried)
@@ -201,6 +200,27 @@ def over(p: Polynomial, basis: Sequence[Exponents], settings: Settings, ctx: Ctx
         made = negative(asked, numbers, found.tried, found.moments)  # by less than floats see
         return made or given(asked, "numeric", why, basis=basis, numbers=numbers, tried=found.tried)
     return undecided(asked, "neither squares nor a proof against them", numbers, found.tried, found.moments)
+
+
+def opened(problem: Any) -> tuple[Problem, Certificate | None]:
+    """The problem, for a method that does not look at constraints, and its certificate if there is nothing to do."""
+    asked = read(problem)
+    if asked.constrained:
+        tried = ("nothing: constraints are not looked at",)
+        return asked, given(asked, "unknown", "there are constraints", numbers={}, tried=tried)
+    return asked, None if asked.polynomial.terms else nothing(asked)
+
+
+def nothing(asked: Problem) -> Certificate:
+    """The certificate of the zero polynomial."""
+    return given(asked, "exact", "the zero polynomial is the sum of no squares", numbers={})
+
+
+def summed(asked: Problem, found: Attempt, basis: Sequence[Exponents], numbers: Mapping[str, float]) -> Certificate:
+    """The exact certificate of an attempt that gave squares over monomials."""
+    squares = [s for _, several in found.squares or () for s in several]
+    why = f"a sum of {counted(squares)} over {len(basis)} of {numbers['all']} monomials"
+    return given(asked, "exact", why, squares=squares, basis=basis, numbers=numbers, tried=found.tried)
 
 
 def counted(squares: Sequence[exact.Square]) -> str:

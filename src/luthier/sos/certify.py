@@ -28,9 +28,8 @@ from typing import Annotated, Any, Literal
 from luthier.errors import LuthierError
 from luthier.fields import Count, Positive, Range
 from luthier.flows import Certificate, Ctx
-from luthier.kit import gram, lattice, proof, putinar
+from luthier.kit import bounds, gram, lattice, proof, putinar
 from luthier.kit.criteria import visible
-from luthier.kit.polynomial import Exponents, Polynomial
 from luthier.kit.problem import problem as read
 from luthier.shapes import Certify, Reduces
 
@@ -74,15 +73,14 @@ class SumOfSquares(Certify):
     def certify(self, problem: Any, ctx: Ctx) -> Certificate:
         asked = read(problem)
         reach = self.degree, 0 if self.degree else self.steps, self.products
-        form = len({sum(m) for m in asked.polynomial.support}) == 1 and asked.polynomial.degree > 0
-        if self.ask == "bound" and (asked.constrained or not form):  # of a form it is 0, or there is none
-            return putinar.lowest(asked, self._settings(), ctx, *reach, self.multipliers)
+        if self.ask == "bound" and (asked.constrained or not asked.polynomial.is_form):  # of a form it is 0 or none
+            return bounds.lowest(asked, self._settings(), ctx, *reach, self.multipliers)
         if asked.constrained:
             return putinar.nonnegative(asked, self._settings(), ctx, *reach)
         p = asked.polynomial
         if not p.terms:
-            return proof.given(asked, "exact", "the zero polynomial is the sum of no squares", numbers={})
-        basis = self._basis(p)
+            return proof.nothing(asked)
+        basis = lattice.basis(p, self.basis)
         if basis is None:
             return proof.undecided(asked, f"more than {gram.MOST} monomials to choose a basis from", {})
         made = proof.over(p, basis, self._settings(), ctx, complete=True)
@@ -98,11 +96,3 @@ class SumOfSquares(Certify):
         return proof.Settings(
             self.bits, self.tolerance, self.largest, self.seconds, self.faces, self.chordal, self.symmetry
         )
-
-    def _basis(self, p: Polynomial) -> list[Exponents] | None:
-        if self.basis == "full":
-            return gram.full(p)
-        candidates = gram.box(p)
-        if candidates is None:
-            return lattice.possible(p) if self.basis == "consistent" else None
-        return gram.consistent(p, candidates) if self.basis == "consistent" else gram.newton(p, candidates)

@@ -17,19 +17,14 @@ the rest. Constraints are not looked at.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from fractions import Fraction
 from typing import Annotated, Any, Literal
-
-import numpy as np
 
 from luthier.fields import Count, Positive, Range
 from luthier.flows import Certificate, Ctx
 from luthier.kit import diagonal, exact, gram, lattice, proof
 from luthier.kit.cones import Program, cone, split
-from luthier.kit.polynomial import Exponents, Polynomial
+from luthier.kit.polynomial import Exponents
 from luthier.kit.problem import Problem
-from luthier.kit.problem import problem as read
 from luthier.shapes import Certify, Reduces
 
 
@@ -52,14 +47,11 @@ class Diagonal(Certify):
     reduces_to = Reduces({}, "completing the square", given={"degree": 2})
 
     def certify(self, problem: Any, ctx: Ctx) -> Certificate:
-        asked = read(problem)
+        asked, settled = proof.opened(problem)
+        if settled:
+            return settled
         p = asked.polynomial
-        if asked.constrained:
-            tried = ("nothing: constraints are not looked at",)
-            return proof.given(asked, "unknown", "there are constraints", numbers={}, tried=tried)
-        if not p.terms:
-            return proof.given(asked, "exact", "the zero polynomial is the sum of no squares", numbers={})
-        basis = self._basis(p)
+        basis = lattice.basis(p, self.basis)
         if basis is None:
             return proof.undecided(asked, "too many monomials to choose a basis from", {})
         numbers: proof.Numbers = {"all": gram.everything(p), "basis": len(basis)}
@@ -71,14 +63,6 @@ class Diagonal(Certify):
         if alone is not None:
             return proof.lonely(asked, alone, basis, numbers, complete=True)
         return self._solved(asked, basis, split(program, p.support), numbers, ctx)
-
-    def _basis(self, p: Polynomial) -> list[Exponents] | None:
-        if self.basis == "consistent":
-            return lattice.possible(p)
-        if self.basis == "full":
-            return gram.full(p)
-        candidates = gram.box(p)
-        return None if candidates is None else gram.newton(p, candidates)
 
     def _solved(
         self, asked: Problem, basis: list[Exponents], program: Program, numbers: proof.Numbers, ctx: Ctx
@@ -96,31 +80,15 @@ class Diagonal(Certify):
             "margin": float(f"{found.optimum:.3g}"), "residual": float(f"{found.residual:.3g}"),
         }  # fmt: skip
         if found.optimum > -proof.NEAR:
-            rounding = exact.Rounding(program, target)
-            for bits in ctx.progress(sorted({min(b, self.bits) for b in (*proof.GRIDS, self.bits)}), what="rounding"):
-                squares = _squares(rounding, program, found.grams, unit, bits)
-                if squares is not None:
-                    why = f"a sum of {len(squares)} squares over {len(basis)} of {numbers['all']} monomials"
-                    return proof.given(
-                        asked, "exact", why, squares=squares, basis=basis, numbers=numbers | {"bits": bits}, tried=tried
-                    )
-            tried.append(f"rounding to multiples of 1 to 2^-{self.bits}: never positive semidefinite")
+            made = proof.Attempt(tried=tried)
+            settings = proof.Settings(bits=self.bits)
+            if proof.rounded(made, program, target, found, unit, settings, ctx):
+                return proof.summed(asked, made, basis, numbers | made.numbers)
         else:
-            made = exact.functional(target, program, found.moments, diagonal.spread(program), self.bits)
-            if made is not None:
+            functional = exact.functional(target, program, found.moments, diagonal.spread(program), self.bits)
+            if functional is not None:
                 why = "a functional that is negative on no square is negative on it"
-                return proof.refuted(asked, why, basis, made, numbers, tried)
+                return proof.refuted(asked, why, basis, functional, numbers, tried)
             tried.append("the program's functional: negative on a square of more than two monomials")
         why = f"no proof by {self.cone}, which many sums of squares are not"
         return proof.given(asked, "unknown", why, numbers=numbers, tried=tried)  # no search for a point: this is cheap
-
-
-def _squares(
-    rounding: exact.Rounding, program: Program, grams: Sequence[np.ndarray], unit: Fraction, bits: int
-) -> list[exact.Square] | None:
-    """The squares of all blocks, None if some rounded block is not positive semidefinite."""
-    rounded = rounding.at(grams, (), unit, bits)
-    if rounded is None:
-        return None
-    each = [exact.squares(matrix, c.basis) for matrix, c in zip(rounded.grams, program.cones, strict=True)]
-    return None if any(s is None for s in each) else [square for s in each for square in s or ()]

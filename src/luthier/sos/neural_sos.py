@@ -34,7 +34,6 @@ from luthier.fields import Count, Natural, Positive, Range
 from luthier.flows import Certificate, Ctx
 from luthier.kit import lattice, predictor, predictor_fit, proof, rules, sequence, sequence_fit, staged
 from luthier.kit.polynomial import Exponents, Polynomial
-from luthier.kit.problem import problem as read
 from luthier.shapes import Certify, Reduces
 
 MOST = 800
@@ -75,13 +74,10 @@ class NeuralSos(Certify):
             )
 
     def certify(self, problem: Any, ctx: Ctx) -> Certificate:
-        asked = read(problem)
+        asked, settled = proof.opened(problem)
+        if settled:
+            return settled
         p = asked.polynomial
-        if asked.constrained:
-            tried = ("nothing: constraints are not looked at",)
-            return proof.given(asked, "unknown", "there are constraints", numbers={}, tried=tried)
-        if not p.terms:
-            return proof.given(asked, "exact", "the zero polynomial is the sum of no squares", numbers={})
         settings = proof.Settings(self.bits, self.tolerance, self.largest, self.seconds, self.faces)
         complete = lattice.possible(p)
         if complete is None:
