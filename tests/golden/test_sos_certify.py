@@ -122,6 +122,17 @@ def test_products_that_are_sums_of_squares():
     assert certify(HORN).status == "not_sos"
 
 
+@pytest.mark.parametrize(
+    "problem", [MOTZKIN, ROBINSON, CHOI_LAM, HORN], ids=["motzkin", "robinson", "choi-lam", "horn"]
+)
+def test_nonnegative_by_a_multiplier(problem):
+    """At the defaults: p times 1 + |x|^2, or |x|^2 for a form, is a sum of squares; p itself is shown to be none."""
+    found = certify(problem, multipliers=2)
+    assert (found.status, found.refusal(), found.numbers["multiplier"]) == ("exact", None, 1)
+    assert found.functional and dataclasses.replace(found, status="not_sos").refusal() is None
+    assert dataclasses.replace(found, multiplier=()).refusal()
+
+
 def test_schmuedgen_and_lax_lax():
     for problem in (SCHMUEDGEN, LAX_LAX):
         assert (certify(problem).status, certify(problem).refusal()) == ("not_sos", None)
