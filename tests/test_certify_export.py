@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import luthier
 from luthier import verifier
 from luthier.certificate import Certificate
 from luthier.certificate_export import GREEK
@@ -253,3 +254,12 @@ def test_the_verifier_stands_alone(tmp_path, command):
         bad.write_text(text)
         assert run(bad)[0] == 1
     assert run(tmp_path / "none.json")[0] == 1 and run()[0] == 1
+
+
+def test_what_is_not_proven_does_not_fill_the_screen():
+    """A claim of 1,820 terms is cut where nothing is proven about it, and whole where it is."""
+    text = "(x + 2*y + 3*z + w + 1)^10 + x"
+    open_, proven = luthier.certify(text), luthier.certify("(x + y + z + w + 1)^12")
+    assert open_.status in ("unknown", "not_sos")
+    assert len(str(open_).split("\n")[1]) <= 2010 and str(open_).split("\n")[1].endswith("...")
+    assert len(str(proven)) > 20_000

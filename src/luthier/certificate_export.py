@@ -18,6 +18,10 @@ GREEK = re.compile(
 )
 
 
+LONG = 2000
+"""letters of a claim that is not proven, at most: where it is, the identity is about all of it"""
+
+
 def text_of(made: Certificate) -> str:
     """The verdict, the claim, and what proves it: the identity, or what was tried."""
     from luthier.certificate import written
@@ -26,7 +30,7 @@ def text_of(made: Certificate) -> str:
         return written(made.variables, terms)
 
     bound = Fraction(made.bound)
-    claim = claim_of(made)
+    claim = claim_of(made) if made.status == "exact" else claim_of(made, LONG)
     lines = [f"{made.status}: {made.reason}", claim]
     if made.status == "exact":
         left = made.problem + (f" {'+' if bound < 0 else '-'} {abs(bound)}" if bound else "")

@@ -82,12 +82,14 @@ class SumOfSquares(Certify):
             return proof.nothing(asked)
         basis = lattice.basis(p, self.basis)
         if basis is None:
-            return proof.undecided(asked, f"more than {gram.MOST} monomials to choose a basis from", {})
-        made = proof.over(p, basis, self._settings(), ctx, complete=True)
-        seen = visible(problem, p) if made.status == "numeric" and isinstance(problem, str) else None
+            made = proof.undecided(asked, f"more than {gram.MOST} monomials to choose a basis from", {})
+        else:
+            made = proof.over(p, basis, self._settings(), ctx, complete=True)
+        unproven = made.status in ("numeric", "unknown")
+        seen = visible(problem, p) if unproven and isinstance(problem, str) else None
         if seen:
             return proof.given(asked, "exact", f"the {len(seen)} squares as they are written", squares=seen,
-                               basis=basis, numbers=made.numbers, tried=made.tried)  # fmt: skip
+                               basis=basis or (), numbers=made.numbers, tried=made.tried)  # fmt: skip
         if made.status == "not_sos" and made.functional and p.variables:
             return putinar.multiplied(asked, made, self._settings(), ctx, self.multipliers)
         return made
