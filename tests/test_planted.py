@@ -5,8 +5,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from luthier.errors import LuthierError
 from luthier.kit import lattice
-from luthier.kit.planted import STRUCTURES, Planting, generator, multiplied, plant, published
+from luthier.kit.planted import STRUCTURES, Planting, generator, multiplied, plant, published, task
 from luthier.kit.polynomial import polynomial
 
 EVERY = [
@@ -98,3 +99,11 @@ def test_the_published_grid():
     grid = published()
     assert len(grid) == len(set(grid)) == 4 * (9 + 27 + 2) - 4 + 1  # n=8 with 30 monomials up to 6 stands twice
     assert {(w.n, w.half, w.size) for w in grid} >= {(6, 10, 60), (6, 20, 40), (8, 10, 30), (100, 5, 20), (20, 6, 30)}
+
+
+def test_settings_by_name():
+    assert task("n8-d6-m20-sparse") == Planting(n=8, half=3, size=20, matrix="sparse")
+    assert task("n6-d20-m60-block-clique") == Planting(n=6, half=10, size=60, matrix="block", basis="clique")
+    assert task("n100-d10-m20-block") in published()
+    with pytest.raises(LuthierError, match="did you mean 'n8-d6-m20-sparse'"):
+        task("n8-d6-m20-sparsee")

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from luthier.kit import predictor, predictor_fit
-from luthier.kit.planted import Planting, generator, plant
+from luthier.errors import LuthierError
+from luthier.kit import lattice, predictor, predictor_fit
+from luthier.kit.planted import Planting, generator, plant, task
 from luthier.kit.polynomial import Polynomial, graded
 from luthier.kit.predictor import Sizes
 
@@ -121,3 +122,25 @@ def test_candidates_of_a_paper_like_one_are_consistent():
     rows = [tuple(r) for r in predictor_fit.candidates(made, False, 3).tolist()]
     assert rows == graded(rows)
     assert set(map(tuple, made.basis.tolist())) <= set(rows)
+
+
+@pytest.mark.parametrize("name", ["n6-d12-m30-block", "n8-d6-m20-sparse-clique", "n100-d10-m20-block"])
+def test_a_step_of_a_published_setting(name, network):
+    """All its polynomials are drawn as the setting says, and their planted monomials are the ones to be found."""
+    (tokens, pairs, keep), labels = next(iter(predictor_fit.batches(0, 1, task(name))))
+    assert 2 <= len(labels) <= predictor_fit.MOST and torch.isfinite(tokens).all() and torch.isfinite(pairs).all()
+    rng, found = generator(0, 0), []
+    while len(found) < len(labels):
+        made = plant(task(name), rng)
+        rows = lattice.possible(made.polynomial)
+        if rows is not None and len(rows) <= predictor_fit.CANDIDATES:
+            found.append((len(rows), len(set(made.hidden) & set(rows))))
+    assert [(int(k.sum()), int(label.sum())) for k, label in zip(keep, labels, strict=True)] == found
+    predictor_fit.loss_of(network, (tokens, pairs, keep), labels).backward()
+    network.zero_grad()
+
+
+def test_a_setting_that_leaves_too_many_candidates(monkeypatch):
+    monkeypatch.setattr(predictor_fit, "CANDIDATES", 5)
+    with pytest.raises(LuthierError, match="leaves at most 5 candidates"):
+        next(iter(predictor_fit.batches(0, 1, task("n4-d12-m30-dense"))))

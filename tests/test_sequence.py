@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from luthier.errors import LuthierError
 from luthier.kit import sequence, sequence_fit
 from luthier.kit.context import Context
-from luthier.kit.planted import generator
+from luthier.kit.planted import generator, task
 from luthier.kit.polynomial import polynomial
 from luthier.kit.predictor import Sizes
 from luthier.kit.predictor_fit import Fit, keyed
@@ -117,3 +118,20 @@ def test_what_does_not_fit_is_told():
 def test_verdicts_hold_after_one_step_of_training(text, status, tmp_path):
     found = NeuralSos(form="sequence", steps=1).certify(text, Context(cache=tmp_path))
     assert (found.status, found.refusal()) == (status, None)
+
+
+def test_a_step_of_a_published_setting():
+    inputs, target = next(iter(sequence_fit.batches(0, 1, task("n8-d4-m10-lowrank"))))
+    assert len(target) == sequence_fit.BATCH and inputs["rows"].shape[:2] == inputs["values"].shape
+    assert target.sum(-1).max() == 2 and inputs["rows"].sum(-1).max() == 4
+    weights = [
+        sequence_fit.fitted(Fit(steps=2, sizes=SMALL), 0, task=task(name))["ends.weight"]
+        for name in ("n8-d4-m10-lowrank", "n8-d4-m10-lowrank", "n8-d4-m10-lowrank-clique")
+    ]
+    assert torch.equal(*weights[:2]) and not torch.equal(*weights[1:])
+
+
+@pytest.mark.parametrize("name", ["n10-d12-m30-dense", "n8-d18-m10-dense"])
+def test_settings_that_are_too_large_for_the_network(name):
+    with pytest.raises(LuthierError, match="the form sequence reads 8 variables and exponents up to 16"):
+        sequence_fit.fitted(Fit(steps=1, sizes=SMALL), 0, task=task(name))

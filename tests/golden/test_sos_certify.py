@@ -208,7 +208,7 @@ def test_constants_and_zero():
 def test_defaults_are_these():
     plain = {
         "ask": "nonnegative", "basis": "consistent", "multipliers": 2, "degree": None, "steps": 2, "products": False,
-        "chordal": False, "symmetry": True, "faces": True,
+        "first": "sdsos", "chordal": False, "symmetry": True, "faces": True,
         "bits": 40, "tolerance": 1e-8, "largest": 100, "seconds": None,
     }  # fmt: skip
     assert SumOfSquares().to_dict()["set"] == plain
@@ -245,6 +245,32 @@ def test_too_large_is_said():
     assert certify(terms, basis="full").status == "unknown"
     assert certify(many).reason == "the 2 squares as they are written"
     assert certify(f"{many} - 2").status == "not_sos"
+
+
+WIDE = (
+    "2 + 3*(a^6 + b^6 + c^6 + d^6 + a^2*b^2*c^2 + b^2*c^2*d^2) + (a^3 - 2*b*c)^2 + (a*b*c + 3*d)^2 + a^4 + b^4 + c^4"
+    " + d^4 + a^2*b^2 + 2*c^2*d^2 + a^2 + b^2 + c^2 + d^2 + a*b/2 - c*d/3 + a/4 - b/5 + c/6 + d/7 + a*b*c/8 + a^2*d/9"
+    " + a^3*d^3/10 + b^3*c^3/11 + a^5*b/12 + a^4*b^2 + b^4*c^2 + c^4*d^2 + d^4*a^2 + a^4*d^2 + b^4*d^2 + c^4*a^2"
+    " + a^4*c^2 + b^4*a^2 + c^4*b^2 + d^4*b^2 + d^4*c^2 + a^2*b^2*d^2 + a^2*c^2*d^2 + a^2*c^2 + a^2*d^2 + b^2*c^2"
+    " + b^2*d^2"
+)
+
+
+def test_squares_of_two_are_tried_first():
+    """All 35 monomials in one block: by pairs at once, also where it is too large for the other program."""
+    terms = dict(polynomial(WIDE).terms)
+    first, small = certify(terms), certify(terms, largest=30)
+    assert first.status == small.status == "exact" and first.numbers["block"] == 35
+    assert first.tried[0].startswith("Clarabel, sdsos") and len(first.tried) == 1
+    plain = certify(terms, first="none")
+    assert plain.status == "exact" and plain.tried[0].startswith("Clarabel: ")
+    assert certify(terms, first="none", largest=30).status == "unknown"
+    dominant = certify(terms, first="dsos")
+    assert dominant.tried[0].startswith("Clarabel, dsos") and dominant.status == "exact"
+    more = {m: c for m, c in polynomial(f"(a + b + c + d + 1)^4 + ({WIDE})/1000").terms}  # no squares of two monomials
+    whole = certify(more)
+    assert [line.split(":")[0] for line in whole.tried[:2]] == ["Clarabel, sdsos", "Clarabel"]
+    assert whole.status == "exact" == certify(more, first="none").status
 
 
 def test_the_grid_of_the_rounding():

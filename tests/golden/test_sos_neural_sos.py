@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from luthier.errors import LuthierError
 from luthier.kit import lattice, predictor, staged
 from luthier.kit.context import Context
 from luthier.kit.planted import STRUCTURES, Planting, generator, plant
@@ -71,6 +72,16 @@ def test_a_network_made_anew_is_kept_for_the_run(tmp_path):
     assert [e["done"] for e in told if e.get("what") == "train"] == steps  # not trained again
     assert first == again and first.status == "exact"
     assert len(list(tmp_path.glob("predictor-*.safetensors"))) == 1
+
+
+def test_a_network_of_one_published_setting(tmp_path):
+    ctx = Context(cache=tmp_path)
+    made = [NeuralSos(steps=2, task=task).certify(COERCIVE, ctx) for task in ("", "n4-d12-m30-dense")]
+    assert {m.status for m in made} == {"exact"} and len(list(tmp_path.glob("predictor-*.safetensors"))) == 2
+    with pytest.raises(LuthierError, match="no network is shipped that was trained on n4-d12-m30-dense alone"):
+        NeuralSos(task="n4-d12-m30-dense")
+    with pytest.raises(LuthierError, match="unknown setting of the published grid"):
+        NeuralSos(task="n4", steps=2)
 
 
 def test_too_many_candidates_for_the_network(monkeypatch):

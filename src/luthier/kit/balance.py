@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from math import lcm
 
 import numpy as np
 
@@ -30,6 +31,13 @@ def units(terms: Terms) -> Units:
     found = np.linalg.lstsq(rows, -sizes, rcond=None)[0][:width]
     k = np.clip(np.rint(found), -200, 200)
     return [int(v) for v in k] if np.ptp(sizes) - np.ptp(sizes + powers @ k) >= WORTH else [0] * width
+
+
+def unit_of(terms: Terms) -> Fraction:
+    """About the largest coefficient: a power of 2, over the common denominator so that grids meet it."""
+    common = lcm(*(c.denominator for c in terms.values()))
+    largest = max(abs(c) * common for c in terms.values())
+    return Fraction(1 << (int(largest) - 1).bit_length(), common)
 
 
 def _bits(c: Fraction) -> float:

@@ -19,7 +19,7 @@ from luthier.kit.minimisers import minimisers
 from luthier.kit.orbits import folded
 from luthier.kit.polynomial import Terms
 from luthier.kit.problem import Problem
-from luthier.kit.proof import WORTH, Attempt, Settings, attempt, given, unit_of
+from luthier.kit.proof import WORTH, Attempt, Settings, attempt, given
 from luthier.kit.putinar import degrees, in_blocks, multiplier, program, proven, reduced
 
 NICE = (1, 10, 100, 1000)
@@ -83,7 +83,7 @@ def _bounded(
     if isinstance(parts, str):
         tried.append(f"{way.name}: {parts}")
         return None
-    unit = unit_of(target) if target else ONE
+    unit = balance.unit_of(target) if target else ONE
     found = _optimum(target, way.factor, parts, unit, settings)
     value = found.optimum * float(unit)
     tried.append(f"{way.name}: Clarabel: {found.status} in {found.iterations} iterations, {value:.9g}")

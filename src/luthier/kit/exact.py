@@ -27,6 +27,11 @@ Matrix = list[list[Fraction]]
 Square = tuple[Fraction, list[tuple[Exponents, Fraction]]]
 
 
+def counted(squares: Sequence[Square]) -> str:
+    """1 square, 2 squares."""
+    return f"{len(squares)} square{'s' * (len(squares) != 1)}"
+
+
 @dataclass(frozen=True)
 class Rounded:
     """Exact numbers that meet every coefficient: Q_k, and of each equation its cofactor's."""

@@ -14,12 +14,13 @@ remove nothing from them, so that finding the basis takes more than exact reduct
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
 import numpy as np
 
+from luthier.errors import unknown
 from luthier.kit.polynomial import Exponents, Polynomial, canonical
 
 Structure = Literal["dense", "sparse", "lowrank", "block"]
@@ -182,3 +183,15 @@ def published() -> list[Planting]:
     shapes = [*((n, 6, 30) for n in range(4, 21, 2)), *degrees, (6, 10, 60), (6, 20, 40)]
     grid = [Planting(n=n, half=h, size=m, matrix=s) for n, h, m in dict.fromkeys(shapes) for s in STRUCTURES]
     return [*grid, Planting(n=100, half=5, size=20, matrix="block")]
+
+
+def task(name: str) -> Planting:
+    """A setting of the published grid by its name, as n8-d6-m20-sparse; ending in -clique with the other sampler.
+
+    d is p's degree, m the size of the basis.  Raises LuthierError for a name that is none.
+    """
+    plain, clique = name.removesuffix("-clique"), name.endswith("-clique")
+    named = {f"n{w.n}-d{2 * w.half}-m{w.size}-{w.matrix}": w for w in published()}
+    if plain not in named:
+        raise unknown("setting of the published grid", name, named)
+    return replace(named[plain], basis="clique") if clique else named[plain]

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from luthier.errors import LuthierError
 from luthier.kit import gram, lattice
 from luthier.kit.planted import STRUCTURES, Planted, Planting, generator, plant
 from luthier.kit.polynomial import Polynomial, graded
@@ -33,6 +34,10 @@ PAPER = 0.4
 """share of polynomials drawn as the paper does; the others are coercive"""
 ENTRIES, MOST = 160_000, 24
 """pairs of one step, and polynomials at most"""
+CANDIDATES = 800
+"""that a polynomial of a task may leave; the pairs of these fit into memory"""
+Example = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""features of candidates and of their pairs, and labels"""
 Told = Callable[[int, float], None]
 """called after each step with its number and loss"""
 MISSED = 2.0
@@ -68,9 +73,9 @@ def silent(step: int, loss: float) -> None:
     """Nobody listens."""
 
 
-def fitted(fit: Fit, key: int, told: Told = silent) -> dict[str, Tensor]:
-    """Trained weights of a `predictor.Network` by name."""
-    return descended(new(fit.sizes, key), batches(key, fit.steps), loss_of, fit, told)
+def fitted(fit: Fit, key: int, told: Told = silent, task: Planting | None = None) -> dict[str, Tensor]:
+    """Trained weights of a `predictor.Network` by name. task: what all polynomials are drawn as."""
+    return descended(new(fit.sizes, key), batches(key, fit.steps, task), loss_of, fit, told)
 
 
 def descended(network: Any, stream: Iterable[tuple[Any, Any]], loss_of: Any, fit: Fit, told: Told) -> dict[str, Tensor]:
@@ -115,20 +120,48 @@ def loss_of(network: Network, inputs: tuple[Tensor, Tensor, Tensor], labels_BN: 
     return ((each_BN * keep_BN).sum(1) / keep_BN.sum(1)).mean()
 
 
-def batches(key: int, steps: int) -> Iterator[tuple[tuple[Tensor, Tensor, Tensor], Tensor]]:
-    """Inputs and labels, step by step; polynomials of one step are of one shape."""
+def batches(
+    key: int, steps: int, task: Planting | None = None
+) -> Iterator[tuple[tuple[Tensor, Tensor, Tensor], Tensor]]:
+    """Inputs and labels, step by step; polynomials of one step are of one shape, or of one task."""
     for step in range(steps):
         rng = generator(key, step)
-        n, half = SHAPES[int(rng.integers(len(SHAPES)))]
-        most = math.comb(n + half, half)
-        several = [example(n, half, rng) for _ in range(max(2, min(MOST, ENTRIES // most**2)))]
+        several = _mixed(rng) if task is None else _of(task, rng)
         labels = torch.zeros(len(several), max(len(label) for *_, label in several))
         for i, (*_, label) in enumerate(several):
             labels[i, : len(label)] = torch.from_numpy(label)
         yield batch([(token, pair) for token, pair, _ in several]), labels
 
 
-def example(n: int, half: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _mixed(rng: np.random.Generator) -> list[Example]:
+    n, half = SHAPES[int(rng.integers(len(SHAPES)))]
+    most = math.comb(n + half, half)
+    return [example(n, half, rng) for _ in range(max(2, min(MOST, ENTRIES // most**2)))]
+
+
+def _of(task: Planting, rng: np.random.Generator) -> list[Example]:
+    """As many polynomials of one task as a step has room for; what leaves too many candidates is drawn again."""
+    several: list[Example] = []
+    room = ENTRIES
+    for _ in range(2 * MOST):
+        made = plant(task, rng)
+        p, hidden = made.polynomial, set(made.hidden)
+        rows = lattice.possible(p)
+        if rows is None or len(rows) > CANDIDATES:
+            continue
+        terms, coefficients = zip(*p.terms, strict=True)
+        label = np.array([row in hidden for row in rows], dtype=np.float32)
+        several.append((*features(np.array(terms), np.array(coefficients, dtype=np.float64), np.array(rows)), label))
+        room -= len(rows) ** 2
+        if len(several) == MOST or (room <= 0 and len(several) > 1):
+            break
+    if not several:
+        what = f"no polynomial of it was found that leaves at most {CANDIDATES} candidates"
+        raise LuthierError(what, where=f"n={task.n}, half={task.half}", do="train on another setting")
+    return several
+
+
+def example(n: int, half: int, rng: np.random.Generator) -> Example:
     """Features of a random polynomial of this shape and which candidates are in its planted basis."""
     most = math.comb(n + half, half)
     coercive = bool(rng.random() >= PAPER)

@@ -14,7 +14,6 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from math import lcm
 from typing import Any
 
 from luthier.flows import Certificate, Ctx
@@ -91,7 +90,7 @@ def attempt(target: Terms, program: Program, settings: Settings, ctx: Ctx, refut
 
 def _attempt(target: Terms, program: Program, settings: Settings, ctx: Ctx, refute: bool) -> Attempt:
     made = Attempt()
-    unit = unit_of(target)
+    unit = balance.unit_of(target)
     floats = {m: float(c / unit) for m, c in target.items()}
     first, now = program, program
     for face in range(FACES + 1):
@@ -162,13 +161,6 @@ def rounded(
     return False
 
 
-def unit_of(terms: Terms) -> Fraction:
-    """About the largest coefficient: a power of 2, over the common denominator so that grids meet it."""
-    common = lcm(*(c.denominator for c in terms.values()))
-    largest = max(abs(c) * common for c in terms.values())
-    return Fraction(1 << (int(largest) - 1).bit_length(), common)
-
-
 def over(p: Polynomial, basis: Sequence[Exponents], settings: Settings, ctx: Ctx, complete: bool) -> Certificate:
     """Whether p is a sum of squares over these monomials.
 
@@ -219,13 +211,8 @@ def nothing(asked: Problem) -> Certificate:
 def summed(asked: Problem, found: Attempt, basis: Sequence[Exponents], numbers: Mapping[str, float]) -> Certificate:
     """The exact certificate of an attempt that gave squares over monomials."""
     squares = [s for _, several in found.squares or () for s in several]
-    why = f"a sum of {counted(squares)} over {len(basis)} of {numbers['all']} monomials"
+    why = f"a sum of {exact.counted(squares)} over {len(basis)} of {numbers['all']} monomials"
     return given(asked, "exact", why, squares=squares, basis=basis, numbers=numbers, tried=found.tried)
-
-
-def counted(squares: Sequence[exact.Square]) -> str:
-    """1 square, 2 squares."""
-    return f"{len(squares)} square{'s' * (len(squares) != 1)}"
 
 
 def lonely(

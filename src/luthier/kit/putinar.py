@@ -18,7 +18,7 @@ from luthier.kit import exact, gram, lattice
 from luthier.kit.cones import ONE, Cone, Free, Program, cone, plus, split, times
 from luthier.kit.polynomial import Exponents, Polynomial, Terms
 from luthier.kit.problem import Problem
-from luthier.kit.proof import Attempt, Settings, attempt, counted, given, negative, too_large, undecided
+from luthier.kit.proof import Attempt, Settings, attempt, given, negative, too_large, undecided
 
 
 def degrees(asked: Problem, degree: int | None, steps: int) -> list[int]:
@@ -105,7 +105,7 @@ def proven(
     cofactors: list[Terms] = [{} for _ in asked.zero]
     for j, terms in made.cofactors:
         cofactors[j] = plus(cofactors[j], terms)
-    number = counted([*first, *itertools.chain(*several.values())])
+    number = exact.counted([*first, *itertools.chain(*several.values())])
     where = " where the constraints hold" if asked.constrained else ""
     factor = ", after multiplication by a sum of squares" if multiplier else ""
     what = f"at least {bound}" if said or bound else "nonnegative"
@@ -152,7 +152,7 @@ def multiplied(asked: Problem, made: Certificate, settings: Settings, ctx: Ctx, 
         if found.squares is not None:
             base = f"|x|^{2 * r}" if p.is_form else "(1 + |x|^2)" + (f"^{r}" if r > 1 else "")
             factors = [s for _, several in found.squares for s in several]
-            reason = f"nonnegative: {base} times it is a sum of {counted(factors)}; it is none"
+            reason = f"nonnegative: {base} times it is a sum of {exact.counted(factors)}; it is none"
             functional = [(m, Fraction(c)) for m, c in made.functional]
             return given(asked, "exact", reason, squares=factors, multiplier=squares, basis=made.basis,
                          functional=functional, numbers={**made.numbers, **found.numbers, "multiplier": r},

@@ -143,16 +143,19 @@ def _ranks_(magnitudes: Tensor, ranks: Sequence[int]) -> dict[int, float]:
 
 
 class Bracket:
-    """Counts of a stream around the open interval (low, high), and what lies inside it, up to `room`."""
+    """Counts of a stream around an interval from low to high, and what lies inside it, up to `room`.
 
-    def __init__(self, keep: int, room: int, low: float, high: float):
-        self.keep, self.room, self.low, self.high = keep, room, low, high
+    ends: whether what equals low or high lies inside, which saves passes where these are few; else it is counted.
+    """
+
+    def __init__(self, keep: int, room: int, low: float, high: float, ends: bool = False):
+        self.keep, self.room, self.low, self.high, self.ends = keep, room, low, high, ends
         self.above = self.from_high = self.from_low = self.held = 0
         self.inside: Tensor | None = None
 
     def add(self, magnitude_N: Tensor) -> None:
         """Take in a stretch of the stream."""
-        above, from_high, from_low, inside = _split(magnitude_N, self.low, self.high)
+        above, from_high, from_low, inside = _split(magnitude_N, self.low, self.high, self.ends)
         self.above += above
         self.from_high += from_high
         self.from_low += from_low
@@ -177,10 +180,16 @@ class Bracket:
         return _rank_(self.inside[: self.held], self.keep - self.from_high)
 
 
-def _split(magnitude_N: Tensor, low: float, high: float) -> tuple[int, int, int, Tensor]:
-    """How many are > high, >= high, >= low, and those strictly between."""
+def _split(magnitude_N: Tensor, low: float, high: float, ends: bool = False) -> tuple[int, int, int, Tensor]:
+    """How many are > high, >= high, >= low, and those strictly between; with `ends`, on the CPU, how many are > high
+    twice, >= low, and those between, both ends included."""
     if magnitude_N.device.type == "cpu":  # numpy compares and compresses some ten times faster than torch
         values, count = magnitude_N.numpy(), np.count_nonzero
+        if ends:
+            within = values >= low
+            from_low = int(count(within))
+            inside = torch.from_numpy(np.compress(np.logical_and(within, values <= high, out=within), values))
+            return from_low - inside.numel(), from_low - inside.numel(), from_low, inside
         over, under = values > low, values < high
         from_high, from_low = values.size - int(count(under)), int(count(over)) + int(count(values == low))
         inside = torch.from_numpy(np.compress(np.logical_and(over, under, out=over), values))
@@ -211,7 +220,7 @@ def _guess(stretches: Sequence[Tensor], keep: int, count: int) -> Bracket:
     first, last = int((keep / count - width) * size), int((keep / count + width) * size) + 1
     high = math.inf if first < 1 else _rank_(sample, first)
     low = -1.0 if last > size else _rank_(sample, last)
-    return Bracket(keep, min(count, KEPT), low, high)
+    return Bracket(keep, min(count, KEPT), low, high, ends=low < middle < high)  # else one value is many
 
 
 def _by_bits(stream: Stream, keep: Sequence[int]) -> list[float]:

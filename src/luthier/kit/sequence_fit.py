@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luthier.kit.planted import STRUCTURES, Planting, generator, plant
+from luthier.errors import LuthierError
+from luthier.kit.planted import STRUCTURES, Planted, Planting, generator, plant
 from luthier.kit.predictor import Sizes
 from luthier.kit.predictor_fit import PAPER, Fit, Told, descended, keyed, silent
 from luthier.kit.sequence import EXPONENTS, HEADS, VARIABLES, Sequence2Basis, source
@@ -23,13 +24,21 @@ from luthier.kit.sequence import EXPONENTS, HEADS, VARIABLES, Sequence2Basis, so
 SHAPES = tuple((n, half) for n in range(2, 7) for half in (2, 3))
 MOST, BATCH = 14, 24
 """monomials of a basis, about, and polynomials of a step"""
+PAIRS = 4_000_000
+"""pairs of terms that attention looks at in one step of a task, about"""
 FIT = Fit(steps=2000, lr=1e-3, sizes=Sizes(96, 3, HEADS, 256))
 
 
-def fitted(fit: Fit, key: int, told: Told = silent) -> dict[str, Tensor]:
-    """Trained weights by name."""
+def fitted(fit: Fit, key: int, told: Told = silent, task: Planting | None = None) -> dict[str, Tensor]:
+    """Trained weights by name. task: what all polynomials are drawn as.
+
+    Raises LuthierError for a task of more variables or higher exponents than the network reads.
+    """
+    if task and (task.n > VARIABLES or 2 * task.half >= EXPONENTS):
+        what = f"the form sequence reads {VARIABLES} variables and exponents up to {EXPONENTS - 1}"
+        raise LuthierError(what, where=f"n={task.n}, degree {2 * task.half}", do="take form: candidates")
     network = keyed(lambda: Sequence2Basis(fit.sizes), key)
-    return descended(network, batches(key, fit.steps), loss_of, fit, told)
+    return descended(network, batches(key, fit.steps, task), loss_of, fit, told)
 
 
 def loss_of(network: Sequence2Basis, inputs: Mapping[str, Tensor], target_BTK: Tensor) -> Tensor:
@@ -45,12 +54,16 @@ def loss_of(network: Sequence2Basis, inputs: Mapping[str, Tensor], target_BTK: T
     return (wrong + (stop * (inside_BT | last_BT)).sum()) / (inside_BT | last_BT).sum()
 
 
-def batches(key: int, steps: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+def batches(key: int, steps: int, task: Planting | None = None) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
     """Inputs and the basis to be written, step by step; polynomials of one step have as many variables."""
     for step in range(steps):
         rng = generator(key, step)
-        n, half = SHAPES[int(rng.integers(len(SHAPES)))]
-        yield joined([example(n, half, rng) for _ in range(BATCH)])
+        if task:
+            number = max(2, min(BATCH, PAIRS // (task.size**2 // 2) ** 2))  # a basis of m gives about m^2 / 2 terms
+            yield joined([written(plant(task, rng)) for _ in range(number)])
+        else:
+            n, half = SHAPES[int(rng.integers(len(SHAPES)))]
+            yield joined([example(n, half, rng) for _ in range(BATCH)])
 
 
 def joined(several: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
@@ -68,7 +81,11 @@ def example(n: int, half: int, rng: np.random.Generator) -> tuple[Tensor, Tensor
     coercive = bool(rng.random() >= PAPER)
     size = int(rng.integers(n + 1 if coercive else 3, MOST + 1))
     structure = STRUCTURES[int(rng.integers(len(STRUCTURES)))]
-    made = plant(Planting(n=n, half=half, size=size, matrix=structure, coercive=coercive), rng)
+    return written(plant(Planting(n=n, half=half, size=size, matrix=structure, coercive=coercive), rng))
+
+
+def written(made: Planted) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of a planted polynomial."""
     target = np.zeros((len(made.basis), VARIABLES), dtype=np.int64)
-    target[:, :n] = made.basis[np.lexsort(made.basis.T[::-1])[::-1]]
+    target[:, : made.basis.shape[1]] = made.basis[np.lexsort(made.basis.T[::-1])[::-1]]
     return *source(made.terms, made.coefficients.astype(np.float64)), torch.from_numpy(target)

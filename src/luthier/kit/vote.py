@@ -83,7 +83,8 @@ class _Counts:
     def total_N(self) -> Tensor:
         assert self.sum_N is not None
         if self.alike:
-            return self.sum_N.clamp_(min=1).to(torch.float32).mul_(self.weight)
+            number_N = self.sum_N.clamp_(min=1).to(torch.float32)
+            return number_N if self.weight == 1 else number_N.mul_(self.weight)
         return self.sum_N.add_(1 - self.sum_N.sign().abs_())
 
 

@@ -4,7 +4,8 @@ Paper: none (Parrilo 2000; Lasserre 2001; rounding by Peyrl and Parrilo, Theoret
 
 p is a sum of squares if and only if p = b'Qb for a positive semidefinite Q over the monomials b that a
 square may hold. Which those are is narrowed exactly first (`kit.gram`), and they fall into blocks, sign
-symmetries among them (`kit.cones`); then Clarabel finds the Q of the largest margin, the distance of its
+symmetries among them (`kit.cones`). Over a large block squares of two monomials are tried first, as `sos.dsos`
+does, at a small part of the cost (`kit.pairs`); then Clarabel finds the Q of the largest margin, the distance of its
 least eigenvalue from 0; Q is rounded and moved onto p's coefficients in fractions; an exact factorisation
 gives the squares. A Q on the boundary has no room for that: the question is then asked again over the face
 that holds it (`kit.faces`), and if that does not help, squares that the text shows are taken as they are.
@@ -23,13 +24,15 @@ not 1/3. Squares with irrational numbers only (Scheiderer) stay `numeric`.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any, Literal
 
 from luthier.errors import LuthierError
 from luthier.fields import Count, Positive, Range
 from luthier.flows import Certificate, Ctx
-from luthier.kit import bounds, gram, lattice, proof, putinar
+from luthier.kit import bounds, gram, lattice, pairs, proof, putinar
 from luthier.kit.criteria import visible
+from luthier.kit.polynomial import Exponents, Polynomial
 from luthier.kit.problem import problem as read
 from luthier.shapes import Certify, Reduces
 
@@ -41,6 +44,8 @@ class SumOfSquares(Certify):
     """whether p >= 0, or the largest t so that p >= t"""
     basis: Literal["consistent", "newton", "full"] = "consistent"
     """monomials of the squares: what diagonal consistency leaves, half the Newton polytope, all of half the degree"""
+    first: Literal["sdsos", "dsos", "none"] = "sdsos"
+    """before the program over a block of 30 monomials or more, one for squares of two monomials (see sos.dsos)"""
     multipliers: Annotated[int, Range(0, 6)] = 2
     """largest r of (1 + |x|^2)^r, or |x|^2r for a form, that p is multiplied by if it is no sum of squares itself"""
     degree: Annotated[int, Range(2, 64)] | None = None
@@ -84,7 +89,7 @@ class SumOfSquares(Certify):
         if basis is None:
             made = proof.undecided(asked, f"more than {gram.MOST} monomials to choose a basis from", {})
         else:
-            made = proof.over(p, basis, self._settings(), ctx, complete=True)
+            made = self._over(p, basis, ctx)
         unproven = made.status in ("numeric", "unknown")
         seen = visible(problem, p) if unproven and isinstance(problem, str) else None
         if seen:
@@ -93,6 +98,14 @@ class SumOfSquares(Certify):
         if made.status == "not_sos" and made.functional and p.variables:
             return putinar.multiplied(asked, made, self._settings(), ctx, self.multipliers)
         return made
+
+    def _over(self, p: Polynomial, basis: list[Exponents], ctx: Ctx) -> Certificate:
+        """The verdict over all monomials that squares may hold: by squares of two if that is cheaper, or by any."""
+        early, tried = None, ()
+        if self.first != "none":
+            early, tried = pairs.first(p, basis, self.first, self._settings(), ctx)
+        made = early or proof.over(p, basis, self._settings(), ctx, complete=True)
+        return dataclasses.replace(made, tried=(*tried, *made.tried))
 
     def _settings(self) -> proof.Settings:
         return proof.Settings(

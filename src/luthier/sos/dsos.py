@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 from luthier.fields import Count, Positive, Range
 from luthier.flows import Certificate, Ctx
-from luthier.kit import diagonal, exact, gram, lattice, proof
+from luthier.kit import diagonal, exact, gram, lattice, pairs, proof
 from luthier.kit.cones import Program, cone, split
 from luthier.kit.polynomial import Exponents
 from luthier.kit.problem import Problem
@@ -69,26 +69,23 @@ class Diagonal(Certify):
     ) -> Certificate:
         """The verdict by the program over the blocks of the basis."""
         target = dict(asked.polynomial.terms)
-        unit = proof.unit_of(target)
-        floats = {m: float(c / unit) for m, c in target.items()}
-        found = diagonal.solve(program, floats, self.cone, self.tolerance, self.seconds)
-        tried = [f"Clarabel, {self.cone}: {found.status} in {found.iterations} iterations, margin {found.optimum:.2g}"]
+        settings = proof.Settings(bits=self.bits, tolerance=self.tolerance, seconds=self.seconds)
+        made, found = pairs.solved(target, program, self.cone, settings, ctx)
         if not found.finite:
-            return proof.undecided(asked, "the solver gave no numbers", numbers, tried)
+            return proof.undecided(asked, "the solver gave no numbers", numbers, made.tried)
         numbers = numbers | {
             "blocks": len(program.cones), "block": program.largest, "products": len(program.monomials),
             "margin": float(f"{found.optimum:.3g}"), "residual": float(f"{found.residual:.3g}"),
         }  # fmt: skip
-        if found.optimum > -proof.NEAR:
-            made = proof.Attempt(tried=tried)
-            settings = proof.Settings(bits=self.bits)
-            if proof.rounded(made, program, target, found, unit, settings, ctx):
-                return proof.summed(asked, made, basis, numbers | made.numbers)
-        else:
+        if made.squares is not None:
+            return proof.summed(asked, made, basis, numbers | made.numbers)
+        if found.optimum <= -proof.NEAR:
             functional = exact.functional(target, program, found.moments, diagonal.spread(program), self.bits)
             if functional is not None:
                 why = "a functional that is negative on no square is negative on it"
-                return proof.refuted(asked, why, basis, functional, numbers, tried)
-            tried.append("the program's functional: negative on a square of more than two monomials")
+                return proof.refuted(asked, why, basis, functional, numbers, made.tried)
+            made.tried.append("the program's functional: negative on a square of more than two monomials")
         why = f"no proof by {self.cone}, which many sums of squares are not"
-        return proof.given(asked, "unknown", why, numbers=numbers, tried=tried)  # no search for a point: this is cheap
+        return proof.given(
+            asked, "unknown", why, numbers=numbers, tried=made.tried
+        )  # no search for a point: this is cheap

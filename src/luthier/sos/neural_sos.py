@@ -32,11 +32,11 @@ import torch
 from luthier.errors import LuthierError
 from luthier.fields import Count, Natural, Positive, Range
 from luthier.flows import Certificate, Ctx
-from luthier.kit import lattice, predictor, predictor_fit, proof, rules, sequence, sequence_fit, staged
+from luthier.kit import lattice, planted, predictor, predictor_fit, proof, rules, sequence, sequence_fit, staged
 from luthier.kit.polynomial import Exponents, Polynomial
 from luthier.shapes import Certify, Reduces
 
-MOST = 800
+MOST = predictor_fit.CANDIDATES
 """candidates that the network is given, whose memory grows with their square; more are ranked by rule"""
 
 
@@ -48,6 +48,9 @@ class NeuralSos(Certify):
     steps: Natural = 0
     """training steps of a network made anew, kept in the cache of the run; 0 takes the one that is shipped, which is
     of the form candidates"""
+    task: str = ""
+    """what it is trained on: nothing for the mixture of the shipped one, or a setting of the published grid by its
+    variables, degree, basis size and structure, as n8-d6-m20-sparse, or n8-d6-m20-sparse-clique"""
     threshold: Annotated[float, Range(0.0, 1.0)] = 0.5
     """candidates that score higher are asked first"""
     permutations: Count = 4
@@ -72,6 +75,11 @@ class NeuralSos(Certify):
             raise LuthierError(
                 "no network of the form sequence is shipped", where=self.id, do="give steps, to train one"
             )
+        if self.task:
+            planted.task(self.task)
+            if not self.steps:
+                what = f"no network is shipped that was trained on {self.task} alone"
+                raise LuthierError(what, where=self.id, do="give steps, to train one")
 
     def certify(self, problem: Any, ctx: Ctx) -> Certificate:
         asked, settled = proof.opened(problem)
@@ -124,5 +132,7 @@ class NeuralSos(Certify):
             if step % 100 == 0:
                 ctx.emit("metrics", train={"step": step, "loss": loss})
 
+        task = planted.task(self.task) if self.task else None
         key = {"form": self.form, "fit": dataclasses.asdict(fit), "seed": ctx.seed}  # the same for every step of a run
-        return form.from_tensors(ctx.cached("predictor", key, lambda: training.fitted(fit, ctx.seed, told)))
+        key |= {"task": self.task} if task else {}
+        return form.from_tensors(ctx.cached("predictor", key, lambda: training.fitted(fit, ctx.seed, told, task)))
