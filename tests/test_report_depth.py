@@ -6,7 +6,7 @@ import pytest
 
 import luthier
 from luthier import report
-from luthier.report_figures import depth
+from luthier.report_figures import classes, depth, differences
 from luthier.testing import tiny
 
 
@@ -61,6 +61,21 @@ def test_what_is_off_the_scale_is_written_out():
     assert "layer 0: 8.25" in texts(depth(rows))
     assert not [t for t in texts(depth(rows[1:])) if t.startswith("layer 1")]
     assert not [t for t in texts(depth([{**r, "metric": "variance"} for r in rows])) if t.startswith("layer 0")]
+
+
+def test_shares_by_class():
+    """One panel a source; classes in their order; what was not asked is left blank."""
+    made = [("m", "d", "b", 1.0), ("m", "d", "a", 0.25), ("n", "d", "a", 0.5), ("m", "e", "a", 0.0)]
+    rows = [{"model": m, "data": d, "class": c, "value": v, "items": 4} for m, d, c, v in made]
+    found = texts(classes(rows))
+    assert sorted(t for t in found if t.isdigit()) == ["0", "100", "25", "50"]
+    assert [t for t in found if t in ("a", "b")] == ["a", "b"] and {"d", "e", "m", "n"} <= set(found)
+    assert len(texts(classes([{**r, "data": str(i)} for i in range(5) for r in rows]))) > 20
+
+
+def test_many_differences_have_labels_of_two_lines():
+    rows = [{**row("m", None, 0.1, str(i)), "diff": 0.1, "low": 0.0, "high": 0.2} for i in range(5)]
+    assert "difference," in texts(differences(rows)) and "difference, nats per token" in texts(differences(rows[:2]))
 
 
 def test_changes_are_drawn_where_there_are_any():

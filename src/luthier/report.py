@@ -200,13 +200,17 @@ def build(folder: Path) -> Path:
             " layers were skipped, the change to the whole model, with its standard error."
         )
         figures.append(("By depth", text, draw.depth(deep)))
+    kinds = [m for m in s.measures if m.get("class") not in (None, "all") and m["metric"] == "accuracy"]
+    if kinds:
+        text = "Right answers in percent, class by class. A class may have one true answer only: compare them together."
+        figures.append(("By class", text, draw.classes(kinds)))
     moved = _changes(folder, s.records)
     if moved:
         text = "How far each matrix moved from the base, as a share of its norm, by layer and role; one scale for all."
         figures.append(("Where the changes lie", text, draw.layers(moved)))
     page = Environment(loader=PackageLoader("luthier", "."), autoescape=True).get_template("report.html.j2")
     text = page.render(
-        s=s, figures=figures, searches=sections(s.studies), load=_load_lines(folder, s),
+        s=s, paired=paired, figures=figures, searches=sections(s.studies), load=_load_lines(folder, s),
         recipe=(folder / "recipe.yaml").read_text(), plan=_json(folder / "plan.json"),
         minutes=sum(r.seconds for r in s.records) / 60,
         peak=max((r.metrics.get("peak_rss", 0) for r in s.records), default=0) / 2**30, escape=html.escape,

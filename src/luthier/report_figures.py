@@ -101,8 +101,9 @@ def differences(rows: Sequence[Mapping[str, Any]]) -> str:
                 axes.plot([row["diff"]], [y], "o", color=colour, markersize=6)
             axes.axvline(0, color="#8a94a0", linewidth=1, linestyle=(0, (3, 3)))
             unit = "share of answers" if metric == "accuracy" else "nats per token"
+            between = "\n" if len(panels) > 3 else " "
             axes.set_title(f"{data}: {metric}")
-            axes.set_xlabel(f"difference, {unit}", fontsize=9)
+            axes.set_xlabel(f"difference,{between}{unit}", fontsize=9)
             axes.set_yticks(range(len(models)), models)
             axes.set_ylim(len(models) - 0.5, -0.5)
         return _svg(figure)
@@ -212,6 +213,36 @@ def grids(panels: Mapping[str, Mapping[str, Mapping[int, float]]]) -> str:
             axes.set_yticks(range(len(roles)), list(roles), fontsize=8)
             axes.set_xlabel("layer", fontsize=9)
             figure.colorbar(image, ax=axes, shrink=0.8)
+        return _svg(figure)
+
+
+def classes(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A heat map for each data: the share of right answers, in percent, of each model (across) in each class (down).
+
+    rows: dicts with model, data, class, value and items.
+    """
+    panels, models, kinds = (list(dict.fromkeys(r[key] for r in rows)) for key in ("data", "model", "class"))
+    kinds.sort()
+    lines = -(-len(panels) // 3)
+    with plt.rc_context(STYLE):
+        height = (1.1 + 0.22 * len(kinds)) * lines
+        figure, grid = plt.subplots(
+            lines, min(3, len(panels)), figsize=(9.2, height), sharey=True, squeeze=False, layout="constrained"
+        )
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        for axes, data in zip(grid.flat, panels, strict=False):
+            of = {(r["class"], r["model"]): r["value"] for r in rows if r["data"] == data}
+            values = [[of.get((kind, model), float("nan")) for model in models] for kind in kinds]
+            axes.imshow(values, aspect="auto", cmap="YlGnBu", vmin=0, vmax=1, interpolation="nearest")
+            for y, line in enumerate(values):
+                for x, value in enumerate(line):
+                    if value == value:
+                        colour = "white" if value > 0.6 else "#3b4550"
+                        axes.text(x, y, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color=colour)
+            axes.set_title(data)
+            axes.set_xticks(range(len(models)), models, fontsize=8, rotation=40, ha="right")
+            axes.set_yticks(range(len(kinds)), kinds, fontsize=8)
         return _svg(figure)
 
 

@@ -94,6 +94,8 @@ def test_the_notes_hold_the_classes():
         "b: chance 50 / -, majority 50 / -, sos.sos1k 50 / -",
     )
     assert ByClass().measure([], [tiny.task_data(train=4, test=2)], Context()).notes == ()
+    one = ByClass().measure([], [asked(kinds="aaaa")], Context())
+    assert one.notes == ("by class, on sos, in percent", "a: chance 50, majority 50")
 
 
 def test_texts_and_fewer_items():

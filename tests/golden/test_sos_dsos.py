@@ -1,11 +1,12 @@
 """sos.dsos against margins worked out by hand: 3x3 Gram matrices with one free number, and forced ones."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
-from luthier.kit import diagonal
+from luthier.kit import diagonal, pairs
 from luthier.kit.cones import Program, cone
 from luthier.kit.context import Context
 from luthier.kit.polynomial import polynomial
@@ -174,3 +175,17 @@ def test_a_large_basis():
     found = certify(f"{every} + (1 + x0^2 + x1^2 + x2^2 + x3^2 + x4^2 + x5^2)^3")
     assert (found.status, found.numbers["basis"]) == ("exact", 84)
     assert found.verify()
+
+
+def test_a_functional_is_looked_for_below_the_boundary_only(monkeypatch):
+    """At margin 0 nothing separates; the program's functional is not asked then."""
+    real = pairs.solved
+
+    def unrounded(*args):
+        made, found = real(*args)
+        made.squares = None
+        return made, dataclasses.replace(found, optimum=0.0)
+
+    monkeypatch.setattr(pairs, "solved", unrounded)
+    found = certify("x^4 + x^2 + 1")
+    assert found.status == "unknown" and len(found.tried) == 1 + any("rounding" in line for line in found.tried)

@@ -55,7 +55,11 @@ def test_planted_ones_are_found(matrix, n, half, size, coercive):
 def test_too_many_candidates_leave_the_corners(monkeypatch):
     monkeypatch.setattr("luthier.kit.lattice.possible", lambda p: None)
     assert certify("x^4 + y^4 + x^2*y^2 + 1").status == "exact"
-    assert certify("x^4*y^2 + x^2*y^4 - 3*x^2*y^2 + 1").status == "unknown"  # the corners refute nothing
+    left = certify("x^4*y^2 + x^2*y^4 - 3*x^2*y^2 + 1")
+    assert (left.status, left.reason) == (
+        "unknown",
+        "neither squares nor a proof against them",
+    )  # corners refute nothing
 
 
 def test_constraints_are_not_looked_at():
@@ -67,3 +71,18 @@ def test_the_rules_are_asked_one_by_one():
     p = polynomial(COERCIVE)
     assert certify(p, rules="corners").numbers["asked"] == 5
     assert certify(p, rules="doubled").status == "exact"
+
+
+def test_defaults_are_these():
+    plain = {"rules": "both", "rho": 1.5, "faces": True, "bits": 40, "tolerance": 1e-8, "largest": 100, "seconds": None}
+    assert Heuristic().to_dict()["set"] == plain
+
+
+@pytest.mark.parametrize(("rules", "sizes"), [("both", [6, 5]), ("doubled", [6]), ("corners", [5])])
+def test_each_rule_makes_one_guess(monkeypatch, rules, sizes):
+    """x^4 is the square of x^2, which one rule takes; for the other it is x times x^3, and covered."""
+    seen = []
+    real = staged.staged
+    monkeypatch.setattr(staged, "staged", lambda p, openings, *rest: seen.append(openings) or real(p, openings, *rest))
+    assert certify(f"{COERCIVE} + x^4/7", rules=rules).status == "exact"
+    assert [len(basis) for basis in seen[0]] == sizes
