@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -129,3 +130,41 @@ def test_too_many_layers(by, most):
     assert len(dropped(Drop(layers=most, by=by))[0]) == most
     with pytest.raises(LuthierError, match=f"{most + 1} layers cannot go from {LAYERS}.*drop {most} at most"):
         dropped(Drop(layers=most + 1, by=by))
+
+
+def test_defaults_are_these():
+    assert Drop().to_dict()["set"] == {"layers": 1, "by": "influence", "examples": 32, "max_length": 512}
+
+
+def test_how_many_candidates_it_takes():
+    """Greedy asks for each layer but the ends, once a round; a rule asks for its one choice."""
+    assert [Drop(layers=n, by="loss").least(10) for n in (0, 1, 3)] == [0, 8, 24]
+    assert [Drop(layers=3, by=by).least(10) for by in ("influence", "angular", "last", "random")] == [1, 1, 1, 1]
+    assert not Drop.proposes
+
+
+@pytest.mark.parametrize("by", ["influence", "loss", "last", "random"])
+def test_a_model_that_has_nothing_to_spare(by):
+    """Before anything is opened: of two layers one may go by what they do, none where both ends stay."""
+    space = SimpleNamespace(layers=1 if by == "influence" else 2)
+    with pytest.raises(LuthierError, match=f"1 layers cannot go from {space.layers}.*drop 0 at most"):
+        Drop(layers=1, by=by).study(space, None, None, Context())
+
+
+def test_rounds_are_told():
+    told = []
+    space, values = SimpleNamespace(layers=5), {(0, 2, 3, 4): 1.0, (0, 2, 4): 3.0, (0, 3, 4): 2.0}
+
+    class Judge:
+        def __call__(self, candidate):
+            kept = tuple(int(entry.removeprefix("base.")) for entry in candidate.layers)
+            return (values.get(kept, 9.0),)
+
+        def table(self, candidate, notes):
+            return candidate, notes
+
+    context = Context(watch=told.append)
+    made, notes = Drop(layers=2, by="loss").study(space, Judge(), None, context)
+    assert [entry.removeprefix("base.") for entry in made.layers] == ["0", "3", "4"]
+    assert notes == ("loss: layers [1, 2] go",)
+    assert list(dict.fromkeys(e["what"] for e in told if e["kind"] == "progress")) == ["round 1", "round 2"]

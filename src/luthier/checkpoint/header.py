@@ -60,11 +60,11 @@ def parse_json(raw: bytes, path: Path) -> dict[str, Any]:
     """A JSON map from bytes; LuthierError if it is no such thing or has a key twice."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in made:
-                raise LuthierError(f"the name {name!r} occurs twice", where=str(path))
-            made[name] = value
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            seen: set[str] = set()
+            twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+            raise LuthierError(f"the name {twice!r} occurs twice", where=str(path))
         return made
 
     def refuse(word: str) -> NoReturn:
