@@ -229,7 +229,7 @@ def test_time_limits_give_a_verdict():
 
 def test_too_large_says_how_large():
     dense = "(1 + " + " + ".join("abcdefgh") + ")^6 + " + " + ".join(f"{v}^6" for v in "abcdefgh")
-    made = luthier.certify(dense, largest=60)
+    made = luthier.certify(f"{dense} - a/1000", largest=60)
     assert made.status == "unknown" and "60" in made.reason and "GiB" in made.reason
 
 

@@ -28,7 +28,7 @@ def fails(entry, name):
     return False
 
 
-MADE = "made = proof.over(p, basis, self._settings(), ctx, complete=True)"
+MADE = "made = early or proof.over(p, basis, self._settings(), ctx, complete=True)"
 CHANGED = "import dataclasses; " + MADE + "; made = dataclasses.replace(made, "
 FAULTS = [
     ("runs", (MADE, CHANGED + "status='maybe' if made.status == 'numeric' else made.status)")),

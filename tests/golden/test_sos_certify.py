@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from luthier.flows import Certificate
 from luthier.kit import gram, moments
 from luthier.kit.context import Context
+from luthier.kit.planted import Planting, generator, plant
 from luthier.kit.polynomial import polynomial
 from luthier.kit.proof import GRIDS
 from luthier.sos.certify import SumOfSquares
@@ -208,7 +209,7 @@ def test_constants_and_zero():
 def test_defaults_are_these():
     plain = {
         "ask": "nonnegative", "basis": "consistent", "multipliers": 2, "degree": None, "steps": 2, "products": False,
-        "first": "sdsos", "chordal": False, "symmetry": True, "faces": True,
+        "first": "sdsos", "rules": True, "chordal": False, "symmetry": True, "faces": True,
         "bits": 40, "tolerance": 1e-8, "largest": 100, "seconds": None,
     }  # fmt: skip
     assert SumOfSquares().to_dict()["set"] == plain
@@ -228,22 +229,24 @@ def test_bases():
 
 
 def test_too_large_is_said():
-    found = certify("x^4 + y^4 + x*y + y + 2", largest=5)
+    found = certify("x^4 + y^4 + x*y + y + 2", largest=5, rules=False)
     says = "a block of 6 monomials (about 0.0 GiB), largest=5 are allowed"
     assert (found.status, found.reason) == ("unknown", says)
-    assert certify("x^4 + y^4 + x*y + y + 2", largest=6).status == "exact"
+    assert certify("x^4 + y^4 + x*y + y + 2", largest=6, rules=False).status == "exact"
+    assert certify("x^4 + y^4 + x*y + y + 2", largest=5).reason == "a sum of 5 squares over 5 of 6 monomials"
     assert certify("x^4 + y^4 + x*y + y - 9", largest=5).point == ("0", "0")
     blocks = certify("x^4 + y^4 + 1", largest=3)  # x^2, y^2, 1 and three alone
     assert (blocks.status, blocks.numbers["blocks"], blocks.numbers["block"]) == ("exact", 4, 3)
     wide = "(1 + x + y + z + w)^4 + (x*y*z*w)^4"
-    large = certify(dict(polynomial(wide).terms), basis="full")  # without the text, which shows two squares
+    large = certify(dict(polynomial(wide).terms), basis="full", rules=False)  # its text shows squares
     assert large.numbers == {"all": 495, "basis": 495, "blocks": 1, "block": 495}  # nothing is made of a basis so large
     assert "block of 495 monomials (about 701.8 GiB)" in large.reason
     many = "(" + " + ".join(f"x{i}^5" for i in range(24)) + ")^2 + 1"
     terms = dict(polynomial(many).terms)
-    assert certify(terms).reason == "more than 5000 monomials to choose a basis from"
-    assert certify(terms, basis="full").status == "unknown"
-    assert certify(many).reason == "the 2 squares as they are written"
+    assert certify(terms, rules=False).reason == "more than 5000 monomials to choose a basis from"
+    assert certify(terms, basis="full", rules=False).status == "unknown"
+    assert certify(many, rules=False).reason == "the 2 squares as they are written"
+    assert len(certify(terms).basis) == 25  # the corners: 1 and the fifth powers
     assert certify(f"{many} - 2").status == "not_sos"
 
 
@@ -273,6 +276,27 @@ def test_squares_of_two_are_tried_first():
     assert whole.status == "exact" == certify(more, first="none").status
 
 
+def test_fewer_monomials_where_all_leave_no_room():
+    """Planted of low rank: over all 20 monomials nothing is rounded, over the guessed ones it is."""
+    planting = Planting(n=3, half=3, size=8, matrix="lowrank", coercive=True)
+    several = [plant(planting, generator(5, k)).polynomial for k in range(12)]
+    plain = [certify(p, rules=False) for p in several]
+    with_rules = [certify(p) for p in several]
+    helped = [(a, b) for a, b in zip(plain, with_rules, strict=True) if (a.status, b.status) == ("numeric", "exact")]
+    assert helped and all(b.verify() and len(b.basis) < len(a.basis) for a, b in helped)
+    assert all(b.tried[: len(a.tried)] == a.tried for a, b in helped)  # what was tried before stays
+    assert all(b.status == a.status for a, b in zip(plain, with_rules, strict=True) if a.status != "numeric")
+
+
+def test_guesses_refute_nothing(monkeypatch):
+    """Too many monomials for a basis: the corners of Newton's polytope are asked, and say no more than yes."""
+    monkeypatch.setattr("luthier.kit.lattice.basis", lambda p, how: None)
+    assert certify("x^4 + y^4 + x^2*y^2/3 + 1").status == "exact"
+    motzkin = certify({(4, 2): 1, (2, 4): 1, (2, 2): -3, (0, 0): 1})
+    assert motzkin.status == "unknown" and motzkin.tried[0].startswith("over 4 monomials: neither")
+    assert len(certify({(4, 2): 1, (2, 4): 1, (2, 2): -3, (0, 0): 1}, rules=False).tried) == 0
+
+
 def test_the_grid_of_the_rounding():
     """With whole numbers alone x^4 + x^2/4 + 1/2 cannot be rounded; some finer grid serves."""
     problem = "7x^4 + 5x^3*y - x^2*y^2 + 3x*y^3 + 4y^4 + x^2/3 + y^2/7 + 1/9"
@@ -297,7 +321,7 @@ def test_what_is_not_found_is_unknown():
     assert [line.split(":")[0] for line in coarse.tried[1:]] == ["a functional that separates it from the squares"]
     loose = certify(SCHEIDERER, tolerance=1e-2)
     assert loose.status == "unknown" and loose.numbers["residual"] > 1e-6
-    inside = certify("x^4 + x^2 + z^6 - 3*x^2*z^2 + 0.178", bits=0)
+    inside = certify("x^4 + x^2 + z^6 - 3*x^2*z^2 + 0.178", bits=0, rules=False)
     assert inside.status == "numeric" and 1e-6 < inside.numbers["margin"] < 2e-6
     assert [line.split(":")[0] for line in inside.tried[1:]] == ["rounding to multiples of 1 to 2^-0"]
 

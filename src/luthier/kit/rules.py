@@ -41,6 +41,16 @@ def corners(p: Polynomial, candidates: Sequence[Exponents] | None = None) -> lis
     return repaired(p, within, candidates)
 
 
+def guesses(p: Polynomial, candidates: Sequence[Exponents], which: str = "both") -> list[list[Exponents]]:
+    """The rules' bases, repaired. which: doubled, corners or both."""
+    made = []
+    if which != "corners":
+        made.append(repaired(p, doubled(p, candidates), candidates))
+    if which != "doubled":
+        made.append(corners(p, candidates))
+    return made
+
+
 def _midpoints(support: np.ndarray) -> np.ndarray:
     """Which exponents lie halfway between two others, and so are no vertices: quicker than a linear program."""
     codes = keys([tuple(row) for row in support.tolist()])

@@ -8,7 +8,8 @@ symmetries among them (`kit.cones`). Over a large block squares of two monomials
 does, at a small part of the cost (`kit.pairs`); then Clarabel finds the Q of the largest margin, the distance of its
 least eigenvalue from 0; Q is rounded and moved onto p's coefficients in fractions; an exact factorisation
 gives the squares. A Q on the boundary has no room for that: the question is then asked again over the face
-that holds it (`kit.faces`), and if that does not help, squares that the text shows are taken as they are.
+that holds it (`kit.faces`), then over fewer monomials, guessed by rule (`kit.rules`), and if that does not help,
+squares that the text shows are taken as they are.
 Where there is no Q, the dual gives a functional that proves it, or a point where p is negative is found; a
 nonnegative p without squares may have some after multiplication. Every verdict with a proof is checked by
 `luthier.verifier`, which shares no code with this, before it is given.
@@ -30,7 +31,8 @@ from typing import Annotated, Any, Literal
 from luthier.errors import LuthierError
 from luthier.fields import Count, Positive, Range
 from luthier.flows import Certificate, Ctx
-from luthier.kit import bounds, gram, lattice, pairs, proof, putinar
+from luthier.kit import bounds, gram, lattice, pairs, proof, putinar, rules
+from luthier.kit.cones import Program, cone, split
 from luthier.kit.criteria import visible
 from luthier.kit.polynomial import Exponents, Polynomial
 from luthier.kit.problem import problem as read
@@ -46,6 +48,8 @@ class SumOfSquares(Certify):
     """monomials of the squares: what diagonal consistency leaves, half the Newton polytope, all of half the degree"""
     first: Literal["sdsos", "dsos", "none"] = "sdsos"
     """before the program over a block of 30 monomials or more, one for squares of two monomials (see sos.dsos)"""
+    rules: bool = True
+    """where all monomials that may occur leave no room for rounding, fewer are asked, guessed as sos.heuristic does"""
     multipliers: Annotated[int, Range(0, 6)] = 2
     """largest r of (1 + |x|^2)^r, or |x|^2r for a form, that p is multiplied by if it is no sum of squares itself"""
     degree: Annotated[int, Range(2, 64)] | None = None
@@ -91,6 +95,9 @@ class SumOfSquares(Certify):
         else:
             made = self._over(p, basis, ctx)
         unproven = made.status in ("numeric", "unknown")
+        if unproven and self.rules and made.numbers.get("margin", 0.0) > -proof.NEAR:  # else fewer have none, either
+            made = self._guessed(p, basis, made, ctx)
+            unproven = made.status != "exact"
         seen = visible(problem, p) if unproven and isinstance(problem, str) else None
         if seen:
             return proof.given(asked, "exact", f"the {len(seen)} squares as they are written", squares=seen,
@@ -106,6 +113,23 @@ class SumOfSquares(Certify):
             early, tried = pairs.first(p, basis, self.first, self._settings(), ctx)
         made = early or proof.over(p, basis, self._settings(), ctx, complete=True)
         return dataclasses.replace(made, tried=(*tried, *made.tried))
+
+    def _guessed(self, p: Polynomial, basis: list[Exponents] | None, made: Certificate, ctx: Ctx) -> Certificate:
+        """A proof over fewer monomials, guessed by rules of thumb; else what was said before."""
+        openings = [rules.corners(p)] if basis is None else rules.guesses(p, basis)
+        tried: list[str] = []
+        for guess in sorted({tuple(sorted(b)): b for b in openings}.values(), key=len):
+            if not guess or (basis and len(guess) >= len(basis)) or rules.uncovered(p, guess):
+                continue
+            program = split(Program((cone(guess),)), p.support, self.chordal)
+            if program.largest > self.largest:
+                tried.append(f"over {len(guess)} monomials: {proof.too_large(program, self._settings())}")
+                continue
+            found = proof.over(p, guess, self._settings(), ctx, complete=False)
+            if found.status == "exact":
+                return dataclasses.replace(found, tried=(*made.tried, *tried, *found.tried))
+            tried += [f"over {len(guess)} monomials: {line}" for line in (found.reason, *found.tried)]
+        return dataclasses.replace(made, tried=(*made.tried, *tried))
 
     def _settings(self) -> proof.Settings:
         return proof.Settings(

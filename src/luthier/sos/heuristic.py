@@ -21,7 +21,6 @@ from typing import Annotated, Any, Literal
 from luthier.fields import Count, Positive, Range
 from luthier.flows import Certificate, Ctx
 from luthier.kit import lattice, proof, rules, staged
-from luthier.kit.polynomial import Exponents, Polynomial
 from luthier.shapes import Certify, Reduces
 
 
@@ -54,13 +53,6 @@ class Heuristic(Certify):
         complete = lattice.possible(p)
         if complete is None:  # then the corners, which need no candidates, are all there is
             return proof.over(p, rules.corners(p), settings, ctx, complete=False)
-        return staged.staged(p, self._guesses(p, complete), lambda: rules.ranked(p, complete), complete, self.rho,
+        openings = rules.guesses(p, complete, self.rules)
+        return staged.staged(p, openings, lambda: rules.ranked(p, complete), complete, self.rho,
                              lambda basis, last: proof.over(p, basis, settings, ctx, complete=last))  # fmt: skip
-
-    def _guesses(self, p: Polynomial, complete: list[Exponents]) -> list[list[Exponents]]:
-        made = []
-        if self.rules != "corners":
-            made.append(rules.repaired(p, rules.doubled(p, complete), complete))
-        if self.rules != "doubled":
-            made.append(rules.corners(p, complete))
-        return made
