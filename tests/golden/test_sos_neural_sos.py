@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from luthier.errors import LuthierError
-from luthier.kit import lattice, predictor, staged
+from luthier.kit import lattice, predictor, predictor_fit, sequence, sequence_fit, staged
 from luthier.kit.context import Context
 from luthier.kit.planted import STRUCTURES, Planting, generator, plant
 from luthier.kit.polynomial import polynomial
@@ -90,6 +90,11 @@ def test_too_many_candidates_for_the_network(monkeypatch):
     assert certify(COERCIVE).status == "exact"
     monkeypatch.setattr(lattice, "possible", lambda p: None)
     assert certify("x^4 + y^4 + x^2*y^2 + 1").status == "exact"
+    left = certify("x^4*y^2 + x^2*y^4 - 3*x^2*y^2 + 1")
+    assert (left.status, left.reason) == (
+        "unknown",
+        "neither squares nor a proof against them",
+    )  # corners refute nothing
 
 
 def test_constants(recwarn):
@@ -108,3 +113,68 @@ def test_the_shipped_weights_are_small_and_in_fp32():
     assert {t.dtype for t in tensors.values()} == {torch.float32}
     p = polynomial(COERCIVE)
     assert len(predictor.scores(predictor.shipped("neural_sos"), p, lattice.possible(p))) == 20
+
+
+def test_defaults_are_these():
+    assert NeuralSos().to_dict()["set"] == {
+        "form": "candidates", "steps": 0, "task": "", "threshold": 0.5, "permutations": 4, "rho": 1.5, "faces": True,
+        "bits": 40, "tolerance": 1e-8, "largest": 100, "seconds": None,
+    }  # fmt: skip
+
+
+def opened(monkeypatch, **fields):
+    """The basis that is asked first, the candidates as they are ranked, and the complete basis."""
+    seen = []
+    real = staged.staged
+
+    def spied(p, openings, ranking, complete, *rest):
+        seen.append((openings[0], list(ranking()), list(complete)))
+        return real(p, openings, ranking, complete, *rest)
+
+    monkeypatch.setattr(staged, "staged", spied)
+    NeuralSos(**fields).certify(COERCIVE, Context(seed=3))
+    return seen[0]
+
+
+def test_candidates_are_ranked_by_their_scores(monkeypatch):
+    """Stand-in scores: the later in the list, the likelier. As many candidates as the network takes are no rule's."""
+    monkeypatch.setattr("luthier.sos.neural_sos.MOST", 20)
+    monkeypatch.setattr(predictor, "scores", lambda network, p, rows: [i / 100 for i in range(len(rows))])
+    first, ranked, complete = opened(monkeypatch, threshold=0.15)
+    assert ranked == complete[::-1] and set(first) >= set(complete[16:]) and len(first) < 20
+
+
+def test_what_is_written_outside_the_candidates_is_left_out(monkeypatch):
+    """A stand-in that writes x^2 and a monomial no square may hold; the votes put x^2 first."""
+    monkeypatch.setattr(sequence, "greedy", lambda network, p: [(2, 0, 0), (4, 0, 0)])
+    monkeypatch.setattr(sequence, "votes", lambda network, p, orders: [[(2, 0, 0), (4, 0, 0)]] * len(orders))
+    monkeypatch.setattr(sequence_fit, "fitted", lambda fit, key, told, task: {})
+    monkeypatch.setattr(sequence, "from_tensors", lambda tensors: None)
+    first, ranked, complete = opened(monkeypatch, form="sequence", steps=1)
+    assert (2, 0, 0) in first and (4, 0, 0) not in first and sorted(ranked) == sorted(complete)
+    others = [a for a in ranked if a not in first]
+    assert ranked[: len(first)] == [a for a in ranked if a in first] and others  # what got votes comes first
+
+
+def test_training_is_told_and_kept_by_what_it_is(monkeypatch):
+    """Progress at every step, the loss at every hundredth; the key names the task where there is one."""
+    told, keys = [], []
+
+    class Kept(Context):
+        def cached(self, name, key, make):
+            keys.append(key)
+            return make()
+
+    def fitted(fit, key, telling, task):
+        for step in (1, 99, 100, 101, 200):
+            telling(step, step / 10)
+        return {}
+
+    monkeypatch.setattr(predictor_fit, "fitted", fitted)
+    monkeypatch.setattr(predictor, "from_tensors", lambda tensors: predictor.shipped("neural_sos"))
+    for task in ("", "n4-d12-m30-dense"):
+        NeuralSos(steps=200, task=task).certify(COERCIVE, Kept(watch=told.append))
+    assert [e["train"] for e in told[: len(told) // 2] if e["kind"] == "metrics"] == [
+        {"step": 100, "loss": 10.0}, {"step": 200, "loss": 20.0}
+    ]  # fmt: skip
+    assert "task" not in keys[0] and keys[1] == {**keys[0], "task": "n4-d12-m30-dense"}
