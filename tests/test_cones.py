@@ -280,3 +280,37 @@ def test_a_point_below_a_bound():
     made = proof.negative(problem("x^2 + 1"), {}, bound=Fraction(2))
     assert made.verify() and made.bound == "2" and made.reason.startswith("it is below 2 at x = ")
     assert descent.below_zero(problem("x^2 + 1"), {}, Fraction(1)) is None
+
+
+def far_apart(seed):
+    """z'D(GG' + I)Dz over 1, x, y, x^2, x y, y^2; D of powers of 10 up to 10^6, which no units of x and y undo."""
+    rng = np.random.default_rng(seed)
+    basis = [(0, 0), (1, 0), (0, 1), (2, 0), (1, 1), (0, 2)]
+    factor = rng.integers(-5, 6, (6, 6)).astype(object)
+    matrix, sizes = factor @ factor.T + np.eye(6, dtype=int), [10 ** int(k) for k in rng.integers(0, 7, 6)]
+    terms = {}
+    for i, a in enumerate(basis):
+        for j, b in enumerate(basis):
+            key = (a[0] + b[0], a[1] + b[1])
+            terms[key] = terms.get(key, 0) + int(matrix[i, j]) * sizes[i] * sizes[j]
+    return terms
+
+
+def test_each_monomial_in_units_of_its_own(monkeypatch):
+    several = [far_apart(seed) for seed in range(12)]
+    found = [certify(p, rules=False) for p in several]
+    assert {made.status for made in found} == {"exact"} and all(made.verify() for made in found)
+    helped = [made for made in found if "other units" in made.tried[-1]]
+    assert len(helped) >= 2
+    monkeypatch.setattr("luthier.kit.balance.by_squares", lambda program, grams: None)
+    plain = [certify(p, rules=False).status for p in several]
+    assert plain.count("numeric") == len(helped)
+
+
+def test_units_of_monomials_by_hand():
+    """Weights 1, 2^-20 and none at all: units 1, 2^-10 and the smallest; weights within 2^8 stay as they are."""
+    program = cones.Program((cones.cone([(0,), (1,), (2,)]),))
+    made = balance.by_squares(program, [np.diag([1.0, 2.0**-20, 0.0])])
+    assert [list(b.values()) for b in made.cones[0].basis] == [[1], [Fraction(1, 2**10)], [Fraction(1, 2**33)]]
+    assert balance.by_squares(program, [np.diag([1.0, 2.0**-6, 2.0**-5])]) is None
+    assert balance.by_squares(program, [np.zeros((3, 3))]) is None

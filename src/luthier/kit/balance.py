@@ -19,6 +19,8 @@ from luthier.kit.polynomial import Exponents, Terms
 
 WORTH = 6.0
 """Units are changed if the coefficients' exponents of 2 then span at least so many fewer."""
+SPREAD, LEAST = 4, 33
+"""A monomial's own unit is a power of 2 down to 2^-33; where none is 2^-4 or less there is nothing to gain."""
 Units = Sequence[int]
 
 
@@ -47,6 +49,23 @@ def _bits(c: Fraction) -> float:
 def scaled(terms: Terms, k: Units, sign: int = 1) -> Terms:
     """The coefficients in z; with sign -1, those in x of what was found in z."""
     return {m: c * _power(k, m, sign) for m, c in terms.items()}
+
+
+def by_squares(program: Program, grams: Sequence[np.ndarray]) -> Program | None:
+    """Every basis in units of 2^k in which the squares that a solver found weigh alike; None if they nearly do.
+
+    Where p = z'DQDz with numbers far apart in D alone, no units of the variables bring these together, and the least
+    eigenvalue of the whole says nothing of the room for rounding.
+    """
+    cones, changed = [], False
+    for cone, gram in zip(program.cones, grams, strict=True):
+        size = np.sqrt(np.clip(np.diag(gram), 0.0, None))
+        size = np.maximum(size, 2.0**-LEAST * size.max(initial=0.0))
+        k = np.rint(np.log2(size / size.max())) if size.max(initial=0.0) > 0 else np.zeros(len(size))
+        changed = changed or bool((k <= -SPREAD).any())
+        cones.append(replace(cone, basis=tuple({m: c * Fraction(2) ** int(n) for m, c in b.items()}
+                                               for b, n in zip(cone.basis, k, strict=True))))  # fmt: skip
+    return Program(tuple(cones), program.free) if changed else None
 
 
 def scaled_program(program: Program, k: Units) -> Program:

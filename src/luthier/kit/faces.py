@@ -151,6 +151,15 @@ def _kernel(rows: list[list[Fraction]], width: int) -> list[list[Fraction]]:
     return found
 
 
+def smaller(target: Terms, program: Program, found: Solved) -> Program | None:
+    """A face: by p's rational zeros, which is exact, or else by the null space of floats."""
+    width = len(next(iter(target)))
+    p = Polynomial(tuple(f"x{i}" for i in range(width)), tuple(target.items()))
+    if program.free or any(c.which for c in program.cones):
+        return reduced(program, found)
+    return vanishing(p, program, zeros(p, found.moments)) or reduced(program, found)
+
+
 def reduced(program: Program, found: Solved) -> Program | None:
     """The program over what fractions describe of the face that holds every decomposition; None if it is the same."""
     cones, changed = [], False

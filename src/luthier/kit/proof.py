@@ -106,7 +106,7 @@ def _attempt(target: Terms, program: Program, settings: Settings, ctx: Ctx, refu
         side = int(found.optimum / NEAR)
         if face == 0:
             made.numbers |= {"margin": float(f"{found.optimum:.3g}"), "residual": float(f"{found.residual:.3g}")}
-            made.moments = found.moments
+            made.moments, start = found.moments, found
             if fold is not None:
                 made.numbers |= {"orbits": fold.orbits, "part": max(len(part.bases_mNd) for part in fold.parts)}
             made.numeric = side >= 0 and found.residual < NEAR
@@ -121,20 +121,23 @@ def _attempt(target: Terms, program: Program, settings: Settings, ctx: Ctx, refu
             if made.functional is not None:
                 return made
             made.tried.append("a functional that separates it from the squares: none in fractions")
-        smaller = _smaller(target, now, found) if side == 0 and settings.faces else None
+        smaller = faces.smaller(target, now, found) if side == 0 and settings.faces else None
         if smaller is None or any(m not in smaller.monomials for m in target):
-            return made
+            break
         now = smaller
+    if made.numeric:
+        _rescaled(made, program, target, start, settings, ctx)
     return made
 
 
-def _smaller(target: Terms, program: Program, found: moments.Solved) -> Program | None:
-    """A face: by p's rational zeros, which is exact, or else by the null space of floats."""
-    width = len(next(iter(target)))
-    p = Polynomial(tuple(f"x{i}" for i in range(width)), tuple(target.items()))
-    if program.free or any(c.which for c in program.cones):
-        return faces.reduced(program, found)
-    return faces.vanishing(p, program, faces.zeros(p, found.moments)) or faces.reduced(program, found)
+def _rescaled(made: Attempt, program: Program, target: Terms, found: moments.Solved, how: Settings, ctx: Ctx) -> None:
+    """Note the squares that are found with every monomial in units of what its squares weigh, if these differ."""
+    again, unit = balance.by_squares(program, found.grams), balance.unit_of(target)
+    if again is not None:
+        solved = moments.solve(again, {m: float(c / unit) for m, c in target.items()}, how.tolerance, how.seconds)
+        made.tried.append(f"Clarabel, other units for each monomial: {solved.status}, margin {solved.optimum:.2g}")
+        if solved.finite and solved.optimum > -NEAR:
+            rounded(made, again, target, solved, unit, how, ctx)
 
 
 def rounded(
