@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.flows import Certificate
-from luthier.kit import gram, moments
+from luthier.kit import gram, moments, proof
 from luthier.kit.context import Context
 from luthier.kit.planted import Planting, generator, plant
 from luthier.kit.polynomial import polynomial
+from luthier.kit.problem import Problem
 from luthier.kit.proof import GRIDS
 from luthier.sos.certify import SumOfSquares
 
@@ -295,6 +296,20 @@ def test_guesses_refute_nothing(monkeypatch):
     motzkin = certify({(4, 2): 1, (2, 4): 1, (2, 2): -3, (0, 0): 1})
     assert motzkin.status == "unknown" and motzkin.tried[0].startswith("over 4 monomials: neither")
     assert len(certify({(4, 2): 1, (2, 4): 1, (2, 2): -3, (0, 0): 1}, rules=False).tried) == 0
+
+
+def test_a_point_that_is_found_over_fewer_monomials_counts(monkeypatch):
+    """Where floats said yes over all of them, and were wrong by less than they see."""
+
+    def over(p, basis, settings, ctx, complete):
+        if complete:
+            return proof.given(Problem(p), "numeric", "as far as floats see", basis=basis, numbers={})
+        return proof.negative(Problem(p), {})
+
+    monkeypatch.setattr(proof, "over", over)
+    found = certify({(6, 0): 1, (0, 6): 1, (3, 0): -4, (0, 0): 1})
+    assert found.status == "not_sos" and found.point and found.verify()
+    assert certify({(6, 0): 1, (0, 6): 1, (3, 0): -4, (0, 0): 1}, rules=False).status == "numeric"
 
 
 def test_the_grid_of_the_rounding():

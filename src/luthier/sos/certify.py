@@ -97,7 +97,7 @@ class SumOfSquares(Certify):
         unproven = made.status in ("numeric", "unknown")
         if unproven and self.rules and made.numbers.get("margin", 0.0) > -proof.NEAR:  # else fewer have none, either
             made = self._guessed(p, basis, made, ctx)
-            unproven = made.status != "exact"
+            unproven = made.status in ("numeric", "unknown")
         seen = visible(problem, p) if unproven and isinstance(problem, str) else None
         if seen:
             return proof.given(asked, "exact", f"the {len(seen)} squares as they are written", squares=seen,
@@ -115,7 +115,8 @@ class SumOfSquares(Certify):
         return dataclasses.replace(made, tried=(*tried, *made.tried))
 
     def _guessed(self, p: Polynomial, basis: list[Exponents] | None, made: Certificate, ctx: Ctx) -> Certificate:
-        """A proof over fewer monomials, guessed by rules of thumb; else what was said before."""
+        """A proof over fewer monomials, guessed by rules of thumb, or a point that was found on the way; else what was
+        said before."""
         openings = [rules.corners(p)] if basis is None else rules.guesses(p, basis)
         tried: list[str] = []
         for guess in sorted({tuple(sorted(b)): b for b in openings}.values(), key=len):
@@ -126,7 +127,7 @@ class SumOfSquares(Certify):
                 tried.append(f"over {len(guess)} monomials: {proof.too_large(program, self._settings())}")
                 continue
             found = proof.over(p, guess, self._settings(), ctx, complete=False)
-            if found.status == "exact":
+            if found.status in ("exact", "not_sos"):
                 return dataclasses.replace(found, tried=(*made.tried, *tried, *found.tried))
             tried += [f"over {len(guess)} monomials: {line}" for line in (found.reason, *found.tried)]
         return dataclasses.replace(made, tried=(*made.tried, *tried))
