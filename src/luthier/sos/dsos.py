@@ -86,6 +86,5 @@ class Diagonal(Certify):
                 return proof.refuted(asked, why, basis, functional, numbers, made.tried)
             made.tried.append("the program's functional: negative on a square of more than two monomials")
         why = f"no proof by {self.cone}, which many sums of squares are not"
-        return proof.given(
-            asked, "unknown", why, numbers=numbers, tried=made.tried
-        )  # no search for a point: this is cheap
+        # no search for a point: this is cheap
+        return proof.given(asked, "unknown", why, numbers=numbers, tried=made.tried)
