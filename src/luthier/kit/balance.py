@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
-from math import lcm
 
 import numpy as np
 
@@ -37,7 +36,7 @@ def units(terms: Terms) -> Units:
 
 def unit_of(terms: Terms) -> Fraction:
     """About the largest coefficient: a power of 2, over the common denominator so that grids meet it."""
-    common = lcm(*(c.denominator for c in terms.values()))
+    common = math.lcm(*(c.denominator for c in terms.values()))
     largest = max(abs(c) * common for c in terms.values())
     return Fraction(1 << (int(largest) - 1).bit_length(), common)
 
