@@ -4,7 +4,8 @@
 
 mergekit (LGPL-3.0) is never imported here: give the command of an environment of its own, made with
 `pip install torch==2.13.0 mergekit==0.1.5`. Both read the same YAML; runs alternate, each a fresh process with one
-torch thread, so start-up counts, and ratios are of medians within one run. Rows of earlier runs stay for what is
+torch thread, so start-up counts, and ratios are of medians within one run. Luthier runs with its extra `fast`
+(Numba), whose kernels have been compiled before. Rows of earlier runs stay for what is
 not measured again. `merge_inputs.py` makes the models, in the work folder, where they stay (1.5B: 12 GB).
 
 limit: torch imported, all files read, summed tensor by tensor in place, one written.  cp: one model's bytes.
@@ -221,7 +222,8 @@ def versions(command: Path) -> dict[str, str]:
     ask = "from importlib.metadata import version as v; print(v('mergekit'), v('torch'), v('safetensors'))"
     other = subprocess.check_output([str(command.parent / "python"), "-c", ask], text=True).split()
     return {
-        "luthier": version("luthier"), "torch": version("torch"), "python": platform.python_version(),
+        "luthier": version("luthier"), "torch": version("torch"), "numba": version("numba"),
+        "python": platform.python_version(),
         "mergekit": other[0], "mergekit's torch": other[1], "mergekit's safetensors": other[2],
     }  # fmt: skip
 

@@ -2,12 +2,13 @@
 
 import math
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from luthier.kit.noise import ALL, STEP, below, bound, bounds_of, thin_, words
+from luthier.kit.noise import ALL, STEP, Draws, below, bound, bounds_of, thin_, words
 
 KEY = 0x0123456789ABCDEF
 
@@ -122,3 +123,21 @@ def test_thinning_is_in_place_and_follows_the_places():
     rows = thin_(torch.arange(1.0, 101.0).view(10, 10), KEY, 50, 0.4)
     assert torch.equal(rows.flatten(), values)
     assert torch.equal(thin_(torch.ones(9), KEY, 0, 1.0), torch.ones(9))
+
+
+def test_what_was_drawn_is_kept(tmp_path):
+    """The second pass reads what the first one drew, in any order, whatever key it is given; the file has no name."""
+    tensors = {"a": SimpleNamespace(numel=1000), "b": SimpleNamespace(numel=21)}
+    draws = Draws(tensors, 2, tmp_path)
+    stretches = [("a", 0, 512), ("a", 512, 488), ("b", 0, 21)]
+    drawn = {
+        (name, member, start): draws.thin_(torch.ones(count), name, member, KEY + member, start, 0.4)
+        for name, start, count in stretches for member in (0, 1)
+    }  # fmt: skip
+    for (_, member, start), found in drawn.items():
+        assert torch.equal(found, thin_(torch.ones(found.numel()), KEY + member, start, 0.4))
+    draws.drawn = True
+    for (name, member, start), found in reversed(drawn.items()):
+        assert torch.equal(draws.thin_(torch.ones(found.numel()), name, member, 0, start, 0.4), found)
+    assert draws.thin_(torch.ones(21), "b", 1, 0, 0, 1.0).all()
+    assert not list(tmp_path.iterdir())

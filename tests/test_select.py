@@ -1,5 +1,6 @@
 """The k-th largest of a stream: against a sort, on every way to it."""
 
+import itertools
 import math
 
 import pytest
@@ -39,13 +40,15 @@ def test_every_way_equals_a_sort(values, stretch, data):
     stream = stream_of(members, stretch, sampled=3)
     assert largest(stream, keep, len(values)) == wanted
     assert select._by_bits(stream, keep) == wanted
-    before = select.SMALL, select.KEPT, select.SPREAD, select.THIN
+    before = select.SMALL, select.KEPT, select.SPREAD, select.THIN, select.FEW, select.SPARSE
     try:
-        for small, room, spread in [(0, 1 << 22, 0.3), (0, 1 << 22, 0.0), (0, 2, 0.3), (1 << 20, 2, 0.3)]:
+        ways = [(0, 1 << 22, 0.3), (0, 1 << 22, 0.0), (0, 2, 0.3), (1 << 20, 2, 0.3)]
+        for (small, room, spread), sparse in itertools.product(ways, (1, 5)):
             select.SMALL, select.KEPT, select.SPREAD, select.THIN = small, room, spread, 2
+            select.FEW, select.SPARSE = 1, sparse
             assert largest(stream, keep, len(values)) == wanted
     finally:
-        select.SMALL, select.KEPT, select.SPREAD, select.THIN = before
+        select.SMALL, select.KEPT, select.SPREAD, select.THIN, select.FEW, select.SPARSE = before
 
 
 def many(seed, count):
@@ -71,6 +74,33 @@ def test_a_misleading_sample_is_found_out(monkeypatch):
     values = values.reshape(-1)
     keep = kept(0.3, len(values))
     assert largest(stream_of([values], 1 << 10, 4), [keep], len(values)) == [slow(values, keep)]
+
+
+@pytest.mark.parametrize("rank", [1, 2, 300, 20_000, 39_999, 40_000])
+@pytest.mark.parametrize("steps", [3, 64, 1 << 20])
+def test_in_memory_a_sample_finds_it_too(rank, steps):
+    """Plateaus of many equal values, narrow ones, and none."""
+    values = (many(5, 40_000) * steps).round() / steps
+    assert select._bracketed(values, rank) == slow(values, rank)
+    assert select._ranks_(values.clone(), [rank, 0, 7]) == {0: math.inf, rank: slow(values, rank), 7: slow(values, 7)}
+
+
+def test_a_plateau_is_counted_and_nothing_kept(monkeypatch):
+    """A share that is amid equal values needs no room; one that only looks so is found by a second pass."""
+    monkeypatch.setattr(select, "SMALL", 0)
+    monkeypatch.setattr(select, "_by_bits", None)
+    values = (many(6, 1 << 17) * 4).round() / 4
+    amid = slow(values, 1 << 16)
+    above, reached = int((values > amid).sum()), int((values >= amid).sum())
+    for keep in (above + 1, (above + reached) // 2, reached):
+        assert largest(stream_of([values], 1 << 11, 8), [keep], len(values)) == [amid]
+    monkeypatch.setattr(select, "KEPT", 0)
+    assert largest(stream_of([values], 1 << 11, 8), [(above + reached) // 2], len(values)) == [amid]
+    monkeypatch.undo()
+    monkeypatch.setattr(select, "SMALL", 0)
+    values.view(-1, 1 << 11)[::8] = 7.0
+    keep = int((values == 7.0).sum()) + 9
+    assert largest(stream_of([values], 1 << 11, 8), [keep], len(values)) == [slow(values, keep)]
 
 
 def test_few_distinct_values(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -143,6 +144,8 @@ class Piece:
     order, fp32; the shape is flat for `element`, (rows, columns) for `row`, whole for `tensor`.
     depth: the layer's place in [0, 1], None outside the layers.  start: offset of the first element.
     which: the experts' numbers in the recipe, where an output is made from some of them only.
+    stored: where compiled kernels can take them, the values as they were read, bits of bfloat16: the shape they are
+    seen in, the base's, the experts'. `base` and `experts` are then made when they are asked for.
     """
 
     name: str
@@ -153,6 +156,20 @@ class Piece:
     base: Tensor | None
     experts: tuple[Tensor, ...]
     which: tuple[int, ...] | None = None
+    stored: tuple[tuple[int, ...], Any, Sequence[Any]] | None = None
+
+    @property
+    def count(self) -> int:
+        """How many experts there are."""
+        return len(self.experts if self.stored is None else self.stored[2])
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """The shape of `base` and of each expert."""
+        if self.stored is None:
+            return tuple((self.base if self.base is not None else self.experts[0]).shape)
+        (first, *rest), _, experts = self.stored
+        return (experts[0].size // math.prod(rest) if first < 0 else first, *rest)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,21 @@
-"""What weights are read from: a checkpoint or what looks like one, such as tensors in memory."""
+"""What weights are read from: a checkpoint or what looks like one, such as tensors in memory; and a piece of them
+that is held as it was stored."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from luthier.checkpoint.anatomy import role_of
 from luthier.checkpoint.reader import TensorInfo
+from luthier.flows import Piece
+from luthier.kit.compiled import flat, kernels
 
 
 class Source(Protocol):
@@ -37,3 +43,38 @@ class Memory:
 
     def read_flat(self, name: str, start: int, count: int) -> Tensor:
         return self._held[name].view(-1)[start : start + count]
+
+
+class Stored(Piece):
+    """A Piece in bfloat16, for compiled kernels; its fp32 values are made when a method asks for them."""
+
+    def __init__(
+        self, info: TensorInfo, seen: tuple[int, ...], start: int, base: np.ndarray | None,
+        experts: Sequence[np.ndarray], which: tuple[int, ...] | None,
+    ):  # fmt: skip
+        self.__dict__.update(
+            name=info.name, role=info.role, shape=info.shape, depth=info.depth, start=start, which=which,
+            stored=(seen, base, experts),
+        )  # fmt: skip
+
+    @cached_property
+    def base(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        seen, base, _ = self.__dict__["stored"]
+        return None if base is None else _wide(seen, base)
+
+    @cached_property
+    def experts(self) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        seen, _, experts = self.__dict__["stored"]
+        return tuple(_wide(seen, bits) for bits in experts)
+
+
+def _wide(seen: tuple[int, ...], bits: np.ndarray) -> Tensor:
+    return torch.from_numpy(bits).view(torch.bfloat16).float().view(seen)
+
+
+def as_stored(read: Sequence[Tensor], device: torch.device) -> list[np.ndarray] | None:
+    """Values that were read as bits of bfloat16, if compiled kernels can take them so and all are finite."""
+    if not (compiled := kernels()) or device.type != "cpu" or any(part.dtype != torch.bfloat16 for part in read):
+        return None
+    arrays = [flat(part) for part in read]
+    return arrays if all(map(compiled.finite, arrays)) else None

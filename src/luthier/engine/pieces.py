@@ -17,12 +17,13 @@ from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from luthier.checkpoint.anatomy import UNITS, belongs, role_of
 from luthier.checkpoint.reader import TensorInfo, check_finite
-from luthier.engine.held import Memory, Source
+from luthier.engine.held import Memory, Source, Stored, as_stored
 from luthier.errors import LuthierError, unknown
 from luthier.flows import Group, Piece
 
@@ -186,6 +187,11 @@ class Inputs:
             return
         made_from = self.made_from(info.name)
         read = [source.read_flat(there.name, start, count) for source, there in made_from]
+        bits = as_stored(read, self.device) if thin == 1 else None
+        if bits is not None:
+            for at in range(0, count, step):
+                yield self._stored(info, start + at, [part[at : at + step] for part in bits])
+            return
         if thin > 1:
             yield self._piece(info, start, made_from, [flat[::thin].contiguous() for flat in read], sample=True)
             return
@@ -218,8 +224,16 @@ class Inputs:
                           else _shaped(part, there, self.granularity))  # fmt: skip
         base_at = self._base_at(info.name)
         base = None if base_at is None else values.pop(base_at)
-        which = tuple(m for m, _ in self.reads[info.name] if m is not None) if info.name in self.reads else None
-        return Piece(info.name, info.role, info.shape, info.depth, start, base, tuple(values), which)
+        return Piece(info.name, info.role, info.shape, info.depth, start, base, tuple(values), self._which(info.name))
+
+    def _which(self, name: str) -> tuple[int, ...] | None:
+        return tuple(m for m, _ in self.reads[name] if m is not None) if name in self.reads else None
+
+    def _stored(self, info: TensorInfo, start: int, bits: list[np.ndarray]) -> Stored:
+        seen = (-1, *info.shape[-1:]) if self.granularity == "row" else (-1,)
+        bits, base_at = list(bits), self._base_at(info.name)
+        base = None if base_at is None else bits.pop(base_at)
+        return Stored(info, seen, start, base, bits, self._which(info.name))
 
 
 class Stretch(NamedTuple):

@@ -31,6 +31,7 @@ from luthier.engine.slices import sliced
 from luthier.engine.spec import MEMORY
 from luthier.errors import LuthierError
 from luthier.flows import Group, Piece
+from luthier.kit.compiled import worth
 from luthier.kit.context import Context
 from luthier.shapes import Transform
 
@@ -117,7 +118,13 @@ def put_transform(
     for note in spoken.notes:
         ctx.emit("log", text=note)
     ctx = calibration.opened(method, base, experts, ctx)
-    with _one_thread_each(), ShardWriter(folder, written) as writer, _scratch(ctx, folder) as ctx:
+    entries = inputs.count * len(_sources(base, experts))
+    with (
+        _one_thread_each(),
+        worth(entries, ctx.device),
+        ShardWriter(folder, written) as writer,
+        _scratch(ctx, folder) as ctx,
+    ):
         copy_sidecars(home, folder, config)
         spoken.put(folder)
         if card:
@@ -175,7 +182,7 @@ def _transformed(method: Transform, given: Piece | Group, ctx: Context) -> Itera
     for name, piece in pieces.items():
         shape = piece.shape
         if method.granularity in ("element", "row"):
-            shape = (piece.base if piece.base is not None else piece.experts[0]).shape
+            shape = piece.seen
         if results[name].shape != shape:
             what = f"gave the shape {list(results[name].shape)} for {list(shape)}"
             raise LuthierError(what, where=f"{method.id}: tensor {name!r}")

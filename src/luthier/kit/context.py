@@ -9,12 +9,21 @@ import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from luthier.kit.telling import Telling, Watch
+
+_PLAIN = {str, int}
+
+
+@lru_cache(4096)
+def _key(*parts: Any) -> int:
+    text = json.dumps(parts, default=str)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 @dataclass(frozen=True)
@@ -36,8 +45,9 @@ class Context(Telling):
     watch: Watch | None = None
 
     def key(self, *item: Any) -> int:
-        text = json.dumps([self.seed, self.step, *item], default=str)
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+        if {*map(type, item)} <= _PLAIN:  # of others equal ones may be written differently
+            return _key(self.seed, self.step, *item)
+        return _key.__wrapped__(self.seed, self.step, *item)
 
     def rng(self, *item: Any, device: Any = "cpu") -> torch.Generator:
         return torch.Generator(device=device).manual_seed(self.key(*item))

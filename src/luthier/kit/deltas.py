@@ -5,24 +5,49 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from luthier.errors import LuthierError
 from luthier.flows import Piece
+from luthier.kit.compiled import flat, kernels
 from luthier.kit.schedule import at
 
 
 def changes(piece: Piece) -> list[Tensor]:
-    """What every expert changed: its values minus the base's, fp32, in recipe order."""
+    """What every expert changed: its values minus the base's, fp32, in recipe order; tensors of their own."""
+    if (compiled := kernels()) and piece.stored:
+        _, base, experts = piece.stored
+        moved = [np.empty(piece.seen, dtype=np.float32) for _ in experts]
+        for bits, change_N in zip(experts, moved, strict=True):
+            compiled.difference(bits, base, change_N.ravel())
+        return [torch.from_numpy(change_N) for change_N in moved]
     assert piece.base is not None  # the engine has refused a missing base before the first piece
     return [expert_N - piece.base for expert_N in piece.experts]
 
 
 def add(piece: Piece, change_N: Tensor, scale: float) -> Tensor:
     """The base with a scaled change added."""
+    if (compiled := kernels()) and piece.stored:
+        out_N = np.empty(piece.seen, dtype=np.float32)
+        compiled.shifted(piece.stored[1], flat(change_N), np.float32(scale), out_N.ravel())
+        return torch.from_numpy(out_N)
     assert piece.base is not None
     return torch.add(piece.base, change_N, alpha=scale)
+
+
+def summed(piece: Piece, weights: Sequence[float]) -> Tensor:
+    """The experts' values times their weights, added up from zero in recipe order, fp32."""
+    if (compiled := kernels()) and piece.stored:
+        total_N = np.zeros(piece.seen, dtype=np.float32)
+        for weight, bits in zip(weights, piece.stored[2], strict=True):
+            compiled.accumulate(bits, np.float32(weight), total_N.ravel())
+        return torch.from_numpy(total_N)
+    total_N = torch.zeros_like(piece.experts[0])
+    for weight, expert_N in zip(weights, piece.experts, strict=True):
+        total_N.add_(expert_N, alpha=weight)
+    return total_N
 
 
 def each(schedules: Sequence[Any] | None, default: Any, piece: Any, count: int) -> list[float]:

@@ -9,6 +9,12 @@ N: entries of a stretch.
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -63,3 +69,38 @@ def thin_(values_N: Tensor, key: int, start: int, share: float) -> Tensor:
         return values_N
     found = below(key, start, values_N.numel(), bound(share))
     return keep_(values_N, torch.from_numpy(found).to(values_N.device))
+
+
+class Draws:
+    """`thin_` for several passes over the same changes: what the first one draws is kept on disk, a bit an entry.
+
+    tensors: name → what has `numel`.  members: changes a tensor has, at most.  folder: where the file lies; it has
+    no name and is gone with this object.  OSError where the disk is full.
+    """
+
+    def __init__(self, tensors: Mapping[str, Any], members: int, folder: Path | None):
+        self._at: dict[str, tuple[int, int]] = {}
+        end = 0
+        for name, tensor in tensors.items():
+            each = -(-tensor.numel // 8)
+            self._at[name] = end, each
+            end += each * members
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self.drawn = False
+
+    def thin_(self, values_N: Tensor, name: str, member: int, key: int, start: int, share: float) -> Tensor:
+        """As `thin_`. start: a multiple of 8.  `drawn` says whether every draw has been made before."""
+        if share >= 1:
+            return values_N
+        first, each = self._at[name]
+        place, count = first + member * each + start // 8, values_N.numel()
+        if self.drawn:
+            held = np.frombuffer(os.pread(self._file.fileno(), -(-count // 8), place), dtype=np.uint8)
+            found = np.unpackbits(held, count=count).view(bool)
+        else:
+            found = below(key, start, count, bound(share))
+            held = np.packbits(found).tobytes()
+            while held:
+                done = os.pwrite(self._file.fileno(), held, place)
+                held, place = held[done:], place + done
+        return keep_(values_N, torch.from_numpy(found).to(values_N.device))

@@ -8,20 +8,32 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from luthier.errors import LuthierError
 from luthier.flows import Piece
+from luthier.kit.compiled import flat, kernels
 from luthier.kit.deltas import each
-from luthier.kit.select import positive
+from luthier.kit.select import below, positive, trim
 
 SIGN = -(1 << 31)
 """The sign's bit, of fp32 seen as integers."""
 
 
+def trim_weigh_(changes: list[Tensor], factors: Sequence[float], cuts: Sequence[float]) -> Tensor:
+    """`weigh_`, after magnitudes below each change's cut became 0."""
+    if kernels() and changes[0].device.type == "cpu":
+        return _weighed(changes, factors, [below(cut) for cut in cuts])
+    changes[:] = [trim(change_N, cut) for change_N, cut in zip(changes, cuts, strict=True)]
+    return weigh_(changes, factors)
+
+
 def weigh_(changes: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
     """Multiply each change by its factor, in place; their sum, in order, which for one change is the change itself."""
+    if kernels() and changes[0].device.type == "cpu":
+        return _weighed(changes, factors, [-1.0] * len(changes))
     for change_N, factor in zip(changes, factors, strict=True):
         if factor != 1:
             change_N.mul_(factor)
@@ -48,6 +60,8 @@ def elect_(changes: Sequence[Tensor], total_N: Tensor, weights: Sequence[float],
     tie: the sign of entries whose sum is 0; 0 leaves them 0.  normalize: divide by the weights of those that
     agree.  The changes are used up.
     """
+    if (compiled := kernels()) and total_N.device.type == "cpu":
+        return _elected(compiled, changes, total_N, weights, tie, normalize)
     sign_N = (total_N + 0.0 if tie >= 0 else 0.0 - total_N).view(torch.int32)  # of a sum of 0 it is plus
     sign_N.bitwise_and_(SIGN)
     if tie < 0:
@@ -66,13 +80,38 @@ def elect_(changes: Sequence[Tensor], total_N: Tensor, weights: Sequence[float],
     return merged_N
 
 
+def _elected(
+    compiled: Any, changes: Sequence[Tensor], total_N: Tensor, weights: Sequence[float], tie: float, normalize: bool
+) -> Tensor:
+    """`elect_` by kernels."""
+    alike = _alike(weights)
+    merged_N, counts_N = torch.zeros_like(total_N), torch.zeros_like(total_N)
+    total, merged, counts = map(flat, (total_N, merged_N, counts_N))
+    for weight, change_N in zip(weights, changes, strict=True):
+        compiled.agree(flat(change_N), total, tie < 0, np.float32(1 if alike else weight), merged, counts)
+    unit = np.float32(weights[0] if alike else 1)
+    compiled.elected(total, tie < 0, tie == 0, normalize, unit, counts, merged)
+    return merged_N
+
+
+def _weighed(changes: Sequence[Tensor], factors: Sequence[float], least: Sequence[float]) -> Tensor:
+    """`weigh_` by kernels, of what is above the least magnitudes."""
+    total_N = changes[0] if len(changes) == 1 else torch.empty_like(changes[0])
+    for number, (change_N, factor, under) in enumerate(zip(changes, factors, least, strict=True)):
+        kernels().weigh(flat(change_N), np.float32(under), np.float32(factor), flat(total_N), number == 0)
+    return total_N
+
+
+def _alike(weights: Sequence[float]) -> bool:
+    """Whether votes can be counted, and the weight multiplied in afterwards."""
+    return len(set(weights)) == 1 and weights[0] != 0 and len(weights) < 256
+
+
 class _Counts:
     """The weights of the changes that agree, added up entry by entry; where none does, a divisor that is not 0."""
 
     def __init__(self, weights: Sequence[float]):
-        self.alike = (
-            len(set(weights)) == 1 and weights[0] != 0 and len(weights) < 256
-        )  # then bytes count, 4 times faster
+        self.alike = _alike(weights)  # then bytes count, 4 times faster
         self.weight, self.sum_N = weights[0], None
 
     def add_(self, agreeing_N: Tensor, weight: float) -> None:

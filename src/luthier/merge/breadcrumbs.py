@@ -19,7 +19,7 @@ from luthier.fields import Schedule, Unit
 from luthier.flows import Ctx, Piece
 from luthier.kit.deltas import add, changes, each, one_each
 from luthier.kit.schedule import at
-from luthier.kit.select import between, keep_, largest, row_band
+from luthier.kit.select import keep_between_, largest, row_band
 from luthier.kit.vote import divisible, fuse_, tied, weigh_
 from luthier.shapes import Reduces, Transform
 
@@ -101,13 +101,12 @@ class Breadcrumbs(Transform):
         _, columns = moved[0].shape
         ranks = self._ranks(piece, len(moved), columns)
         for number, change_RC in enumerate(moved):
-            magnitude_RC = change_RC.abs()
-            low, high = cuts[piece.name][number] if cuts else row_band(magnitude_RC, *ranks[number])
-            keep_(change_RC, between(magnitude_RC, low, high))
+            low, high = cuts[piece.name][number] if cuts else row_band(change_RC.abs(), *ranks[number])
+            keep_between_(change_RC, low, high)
         return moved
 
     def _weights(self, piece: Piece) -> list[float]:
-        return each(self.weights, 1.0, piece, len(piece.experts))
+        return each(self.weights, 1.0, piece, piece.count)
 
     def transform(self, tensors: Piece, ctx: Ctx) -> Tensor:
         cuts, tie = ctx.survey

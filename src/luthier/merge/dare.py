@@ -21,7 +21,7 @@ from luthier.fields import Schedule, Unit
 from luthier.flows import Ctx, Piece
 from luthier.kit.deltas import add, changes, each, one_each
 from luthier.kit.mass import restoring
-from luthier.kit.noise import thin_
+from luthier.kit.noise import Draws, thin_
 from luthier.kit.schedule import at
 from luthier.kit.vote import divisible, fuse_, tied, weigh_
 from luthier.shapes import Reduces, Transform
@@ -64,34 +64,47 @@ class Dare(Transform):
             divisible(self.weights, inputs)
         return inputs
 
-    def survey(self, inputs: Any, ctx: Ctx) -> tuple[Factors, float | None]:
-        """What restores each tensor's mass, and what a tie elects; None without a vote."""
-        factors = restoring(inputs, lambda piece: self._thinned(piece, ctx)) if self.rescale == "l1" else {}
-        return factors, tied(
-            self.vote, inputs, lambda piece: weigh_(self._thinned(piece, ctx), self._factors(piece, factors))
-        )
+    def survey(self, inputs: Any, ctx: Ctx) -> tuple[Factors, float | None, Draws | None]:
+        """What restores each tensor's mass; what a tie elects, None without a vote; what was drawn for either."""
+        draws = None
+        if self.rescale == "l1" or self.vote == "majority":
+            draws = Draws(inputs.tensors, len(inputs.experts), ctx.scratch)
+        factors: Factors = {}
+        if self.rescale == "l1":
+            factors = restoring(inputs, lambda piece: self._thinned(piece, ctx, draws))
+            draws.drawn = True  # pyright: ignore[reportOptionalMemberAccess]
+        tie = tied(
+            self.vote, inputs,
+            lambda piece: weigh_(self._thinned(piece, ctx, draws), self._factors(piece, factors)),
+        )  # fmt: skip
+        if draws:
+            draws.drawn = True
+        return factors, tie, draws
 
     def _densities(self, piece: Piece) -> list[float]:
-        return each(self.densities, self.density, piece, len(piece.experts))
+        return each(self.densities, self.density, piece, piece.count)
 
-    def _thinned(self, piece: Piece, ctx: Ctx) -> list[Tensor]:
+    def _thinned(self, piece: Piece, ctx: Ctx, draws: Draws | None) -> list[Tensor]:
         """Every expert's change after the drop."""
-        which = piece.which or range(len(piece.experts))
-        return [
-            thin_(change_N, ctx.key(piece.name, expert), piece.start, density)
-            for expert, change_N, density in zip(which, changes(piece), self._densities(piece), strict=True)
-        ]
+        moved, which = changes(piece), piece.which or range(piece.count)
+        for number, (expert, density) in enumerate(zip(which, self._densities(piece), strict=True)):
+            key = ctx.key(piece.name, expert)
+            if draws:
+                draws.thin_(moved[number], piece.name, number, key, piece.start, density)
+            else:
+                thin_(moved[number], key, piece.start, density)
+        return moved
 
     def _factors(self, piece: Piece, restored: Factors) -> list[float]:
         """Weights times rescales."""
-        rescales = restored.get(piece.name, [1.0] * len(piece.experts))
+        rescales = restored.get(piece.name, [1.0] * piece.count)
         if self.rescale == "expectation":
             rescales = [1 / density if density else 1.0 for density in self._densities(piece)]
         return [w * r for w, r in zip(each(self.weights, 1.0, piece, len(rescales)), rescales, strict=True)]
 
     def transform(self, tensors: Piece, ctx: Ctx) -> Tensor:
-        factors, tie = ctx.survey
-        weights = each(self.weights, 1.0, tensors, len(tensors.experts))
-        thinned = self._thinned(tensors, ctx)
+        factors, tie, draws = ctx.survey
+        weights = each(self.weights, 1.0, tensors, tensors.count)
+        thinned = self._thinned(tensors, ctx, draws)
         merged_N = fuse_(thinned, self._factors(tensors, factors), weights, tie, self.normalize)
         return add(tensors, merged_N, at(self.scale, tensors.name, tensors.depth))

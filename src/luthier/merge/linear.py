@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from luthier.errors import LuthierError
 from luthier.fields import Schedule
 from luthier.flows import Ctx, Piece
-from luthier.kit.deltas import each, one_each
+from luthier.kit.deltas import each, one_each, summed
 from luthier.shapes import Reduces, Transform
 
 
@@ -37,10 +36,8 @@ class Linear(Transform):
         return inputs
 
     def transform(self, tensors: Piece, ctx: Ctx) -> Tensor:
-        weights = each(self.weights, 1.0, tensors, len(tensors.experts))
-        total_N = torch.zeros_like(tensors.experts[0])
-        for weight, expert_N in zip(weights, tensors.experts, strict=True):
-            total_N.add_(expert_N, alpha=weight)
+        weights = each(self.weights, 1.0, tensors, tensors.count)
+        total_N = summed(tensors, weights)
         if not self.normalize:
             return total_N
         if abs(sum(weights)) < 1e-8:

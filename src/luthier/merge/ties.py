@@ -22,8 +22,8 @@ from luthier.fields import Schedule, Unit
 from luthier.flows import Ctx, Piece
 from luthier.kit.deltas import add, changes, each, one_each
 from luthier.kit.schedule import at
-from luthier.kit.select import kept, largest, trim
-from luthier.kit.vote import elect_, tied, weigh_
+from luthier.kit.select import kept, largest
+from luthier.kit.vote import elect_, tied, trim_weigh_
 from luthier.shapes import Reduces, Transform
 
 
@@ -88,8 +88,8 @@ class Ties(Transform):
 
     def _trimmed(self, piece: Piece, cuts: dict[str, list[float]]) -> tuple[list[Tensor], Tensor]:
         """Every expert's trimmed and weighted change, and their sum."""
-        trimmed = [trim(c_N, cut) for c_N, cut in zip(changes(piece), cuts[piece.name], strict=True)]
-        return trimmed, weigh_(trimmed, each(self.weights, 1.0, piece, len(trimmed)))
+        trimmed = changes(piece)
+        return trimmed, trim_weigh_(trimmed, each(self.weights, 1.0, piece, len(trimmed)), cuts[piece.name])
 
     def transform(self, tensors: Piece, ctx: Ctx) -> Tensor:
         cuts, majority = ctx.survey

@@ -1,0 +1,43 @@
+"""Whether compiled kernels are used: where Numba is installed, and for merges large enough to be worth loading it.
+
+They change no byte of a result (tests/unit/test_compiled.py), only its price.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LEAST = 1 << 29
+"""Entries of all models together from which on kernels are loaded, which takes about half a second."""
+_loaded: list[Any] = []
+
+
+@contextmanager
+def worth(entries: int, device: torch.device) -> Iterator[None]:
+    """Kernels within the block, if there are that many entries on a CPU and Numba is there."""
+    before = _loaded[:]
+    if entries >= LEAST and device.type == "cpu":
+        with suppress(ImportError):  # none installed, or one that does not fit this numpy
+            _loaded[:] = [importlib.import_module("luthier.kit.kernels")]
+    try:
+        yield
+    finally:
+        _loaded[:] = before
+
+
+def kernels() -> Any:
+    """The module of kernels, or None where torch is to do the work."""
+    return _loaded[0] if _loaded else None
+
+
+def flat(values: Tensor) -> np.ndarray:
+    """A contiguous tensor on the CPU as a flat array that shares its memory; bfloat16 as its bits."""
+    array = (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
+    return array if array.ndim == 1 else array.reshape(-1)

@@ -1,0 +1,122 @@
+"""Loops over stretches on a CPU, compiled by Numba: each does in one pass what torch does in several.
+
+Imported only through `kit.compiled`, since Numba is an extra. Every kernel gives torch's bytes: sums keep their
+order, and a product is fused with a sum exactly where torch fuses it. Compiled once a machine, then cached.
+
+bits: bfloat16 as uint16.  Arrays are flat and contiguous, of one length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite.ir import IRBuilder
+from numba import njit, types
+from numba.extending import intrinsic
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    settings: dict[str, Any] = {"nogil": True, "error_model": "numpy"}  # nogil: other threads go on
+    try:
+        return njit(cache=True, **settings)(function)
+    except RuntimeError:  # no folder for the cache can be written
+        return njit(**settings)(function)
+
+
+@intrinsic
+def _fused(_: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, rounded once."""
+
+    def made(_context: Any, builder: IRBuilder, _signature: Any, values: Any) -> Any:
+        return builder.fma(*values)
+
+    return types.float32(types.float32, types.float32, types.float32), made
+
+
+_fma: Any = _fused
+
+
+@njit(inline="always")
+def _wide(bits):
+    """bfloat16's bits as the float32 of the same value."""
+    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+
+
+@_compiled
+def finite(bits):
+    """Whether no value is NaN or infinite."""
+    largest = np.uint16(0)
+    for i in range(bits.size):
+        largest = max(largest, np.uint16(bits[i] & np.uint16(0x7FFF)))
+    return largest < 0x7F80
+
+
+@_compiled
+def difference(bits, base_bits, out):
+    """out = values - base."""
+    for i in range(bits.size):
+        out[i] = _wide(bits[i]) - _wide(base_bits[i])
+
+
+@_compiled
+def accumulate(bits, weight, total):
+    """total += weight * values."""
+    for i in range(bits.size):
+        total[i] = _fma(_wide(bits[i]), weight, total[i])
+
+
+@_compiled
+def shifted(base_bits, change, scale, out):
+    """out = base + scale * change."""
+    for i in range(change.size):
+        out[i] = _fma(change[i], scale, _wide(base_bits[i]))
+
+
+@_compiled
+def weigh(change, below, weight, total, first):
+    """change = weight * change where its magnitude is above `below`, else 0; total += change."""
+    for i in range(change.size):
+        value = change[i] if abs(change[i]) > below else np.float32(0)
+        value *= weight
+        change[i] = value
+        total[i] = value if first else total[i] + value
+
+
+@_compiled
+def band(values, low, high):
+    """Zero what has a magnitude below low or above high, in place; zeros keep the sign, as in a product."""
+    for i in range(values.size):
+        magnitude = abs(values[i])
+        values[i] *= np.float32((magnitude >= low) & (magnitude <= high))
+
+
+@_compiled
+def thin(values, found):
+    """Multiply by booleans, in place."""
+    for i in range(values.size):
+        values[i] *= np.float32(found[i])
+
+
+@_compiled
+def agree(change, total, minus, weight, merged, counts):
+    """merged += the magnitude of changes of the total's sign, counts += weight there; a total of 0 is minus or plus."""
+    for i in range(change.size):
+        negative = total[i] < 0 or (total[i] == 0 and minus)
+        value = -change[i] if negative else change[i]
+        agreed = value > 0
+        merged[i] += value if agreed else np.float32(0)
+        counts[i] += weight if agreed else np.float32(0)
+
+
+@_compiled
+def elected(total, minus, drop_ties, divide, unit, counts, merged):
+    """The sign given back to merged magnitudes, which are divided by counts in multiples of unit."""
+    for i in range(total.size):
+        value = merged[i]
+        if divide:
+            value /= (counts[i] if counts[i] != 0 else np.float32(1)) * unit
+        if drop_ties and total[i] == 0:
+            value = np.float32(0)
+        merged[i] = -value if total[i] < 0 or (total[i] == 0 and minus) else value
