@@ -167,8 +167,8 @@ def test_a_stored_piece_is_a_piece():
         name, role, shape, depth = "w", "other", (4, 3), 0.5
 
     values = torch.randn(3, 6).bfloat16()
-    base, *experts = (v.view(torch.uint16).numpy() for v in values)
-    stored = Stored(Info, (-1, 3), 6, base, experts, (0, 2))
+    bits = [v.view(torch.uint16).numpy() for v in values[[1, 0, 2]]]
+    stored = Stored(Info, True, 6, bits, 1, (0, 2))
     plain = Piece(
         "w", "other", (4, 3), 0.5, 6, values[0].float().view(2, 3), tuple(values[1:].float().view(2, 2, 3)), (0, 2)
     )
@@ -182,7 +182,7 @@ def test_a_stored_piece_is_a_piece():
         plain.start,
         plain.depth,
     )
-    assert Stored(Info, (-1,), 0, None, experts, None).base is None
+    assert Stored(Info, False, 0, bits, None, None).base is None
     with pytest.raises(IndexError):
         stored.experts[2]
 

@@ -2,7 +2,6 @@
 
 import math
 import random
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -127,17 +126,22 @@ def test_thinning_is_in_place_and_follows_the_places():
 
 def test_what_was_drawn_is_kept(tmp_path):
     """The second pass reads what the first one drew, in any order, whatever key it is given; the file has no name."""
-    tensors = {"a": SimpleNamespace(numel=1000), "b": SimpleNamespace(numel=21)}
-    draws = Draws(tensors, 2, tmp_path)
+    draws = Draws({"a": (1000, 2), "b": (21, 3)}, tmp_path)
     stretches = [("a", 0, 512), ("a", 512, 488), ("b", 0, 21)]
     drawn = {
-        (name, member, start): draws.thin_(torch.ones(count), name, member, KEY + member, start, 0.4)
-        for name, start, count in stretches for member in (0, 1)
+        (name, change, start): draws.thin_(torch.ones(count), name, change, KEY + change, start, 0.4)
+        for name, start, count in stretches for change in range(2 if name == "a" else 3)
     }  # fmt: skip
-    for (_, member, start), found in drawn.items():
-        assert torch.equal(found, thin_(torch.ones(found.numel()), KEY + member, start, 0.4))
-    draws.drawn = True
-    for (name, member, start), found in reversed(drawn.items()):
-        assert torch.equal(draws.thin_(torch.ones(found.numel()), name, member, 0, start, 0.4), found)
+    for (_, change, start), found in drawn.items():
+        assert torch.equal(found, thin_(torch.ones(found.numel()), KEY + change, start, 0.4))
+    draws.seal()
+    for (name, change, start), found in reversed(drawn.items()):
+        assert torch.equal(draws.thin_(torch.ones(found.numel()), name, change, 0, start, 0.4), found)
     assert draws.thin_(torch.ones(21), "b", 1, 0, 0, 1.0).all()
     assert not list(tmp_path.iterdir())
+
+
+def test_of_one_pass_nothing_is_kept():
+    draws = Draws({"a": (64, 1)}, None, several=False)
+    draws.seal()
+    assert torch.equal(draws.thin_(torch.ones(64), "a", 0, KEY, 0, 0.5), thin_(torch.ones(64), KEY, 0, 0.5))

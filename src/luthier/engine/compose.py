@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from luthier.checkpoint.writer import no_progress_bar
 from luthier.engine import calibration
 from luthier.engine.pieces import Memory
+from luthier.engine.process import one_thread_each
 from luthier.engine.spec import MEMORY
-from luthier.engine.stream import _one_thread_each, _prepare, _transformed
+from luthier.engine.stream import _prepare, _transformed
 from luthier.engine.subject import placed
 from luthier.errors import LuthierError
 from luthier.kit.context import Context
@@ -50,7 +51,7 @@ def composed(
             flat = made[piece.name].view(-1)
             flat[piece.start : piece.start + result.numel()] = result.reshape(-1).to(flat.dtype)
 
-    with _one_thread_each():
+    with one_thread_each():
         seen = ctx.with_(survey=method.survey(inputs, ctx))
         for _ in rest.each(put):
             pass

@@ -46,12 +46,18 @@ class Memory:
 
 
 class Stored(Piece):
-    """A Piece in bfloat16, for compiled kernels; its fp32 values are made when a method asks for them."""
+    """A Piece in bfloat16, for compiled kernels; its fp32 values are made when a method asks for them.
+
+    bits: of the base and the experts; base_at says which of them is the base's.
+    """
 
     def __init__(
-        self, info: TensorInfo, seen: tuple[int, ...], start: int, base: np.ndarray | None,
-        experts: Sequence[np.ndarray], which: tuple[int, ...] | None,
+        self, info: TensorInfo, rows: bool, start: int, bits: list[np.ndarray], base_at: int | None,
+        which: tuple[int, ...] | None,
     ):  # fmt: skip
+        experts = list(bits)
+        base = None if base_at is None else experts.pop(base_at)
+        seen = (-1, *info.shape[-1:]) if rows else (-1,)
         self.__dict__.update(
             name=info.name, role=info.role, shape=info.shape, depth=info.depth, start=start, which=which,
             stored=(seen, base, experts),

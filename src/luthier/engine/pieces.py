@@ -17,7 +17,6 @@ from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -187,16 +186,15 @@ class Inputs:
             return
         made_from = self.made_from(info.name)
         read = [source.read_flat(there.name, start, count) for source, there in made_from]
-        bits = as_stored(read, self.device) if thin == 1 else None
-        if bits is not None:
+        if thin == 1 and (bits := as_stored(read, self.device)):
+            rows, base_at, which = self.granularity == "row", self._base_at(info.name), self._which(info.name)
             for at in range(0, count, step):
-                yield self._stored(info, start + at, [part[at : at + step] for part in bits])
-            return
-        if thin > 1:
+                yield Stored(info, rows, start + at, [part[at : at + step] for part in bits], base_at, which)
+        elif thin > 1:
             yield self._piece(info, start, made_from, [flat[::thin].contiguous() for flat in read], sample=True)
-            return
-        for at in range(0, count, step):
-            yield self._piece(info, start + at, made_from, [flat[at : at + step] for flat in read])
+        else:
+            for at in range(0, count, step):
+                yield self._piece(info, start + at, made_from, [flat[at : at + step] for flat in read])
 
     def _group(self, infos: tuple[TensorInfo, ...]) -> Group:
         unit = self.unit if self._in_unit(infos[0]) else ""
@@ -228,12 +226,6 @@ class Inputs:
 
     def _which(self, name: str) -> tuple[int, ...] | None:
         return tuple(m for m, _ in self.reads[name] if m is not None) if name in self.reads else None
-
-    def _stored(self, info: TensorInfo, start: int, bits: list[np.ndarray]) -> Stored:
-        seen = (-1, *info.shape[-1:]) if self.granularity == "row" else (-1,)
-        bits, base_at = list(bits), self._base_at(info.name)
-        base = None if base_at is None else bits.pop(base_at)
-        return Stored(info, seen, start, base, bits, self._which(info.name))
 
 
 class Stretch(NamedTuple):

@@ -1,4 +1,4 @@
-"""What an engine asks of the operating system: Ctrl-C as a wish, the memory held. POSIX."""
+"""What an engine asks of the operating system: Ctrl-C as a wish, threads, the memory held. POSIX."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 
 @contextmanager
@@ -37,3 +39,14 @@ def peak_rss() -> int:
     """The most memory this process has held so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """A pool has the cores: torch's own threads would wait for one another at every small kernel."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -27,6 +27,7 @@ from luthier.engine import calibration
 from luthier.engine.layout import PLAIN, Layout, Spoken
 from luthier.engine.onto import planned_onto, put_onto
 from luthier.engine.pieces import BATCH, CHUNK, Inputs, Memory, Source, check_grain, check_shapes, where
+from luthier.engine.process import one_thread_each
 from luthier.engine.slices import sliced
 from luthier.engine.spec import MEMORY
 from luthier.errors import LuthierError
@@ -120,7 +121,7 @@ def put_transform(
     ctx = calibration.opened(method, base, experts, ctx)
     entries = inputs.count * len(_sources(base, experts))
     with (
-        _one_thread_each(),
+        one_thread_each(),
         worth(entries, ctx.device),
         ShardWriter(folder, written) as writer,
         _scratch(ctx, folder) as ctx,
@@ -160,7 +161,7 @@ def transform_tensors(
     origin = base if base is not None else experts[0]
     made = {n: t.clone() for n, t in origin.items() if not t.is_floating_point()}
     made |= {n: torch.empty(info.shape, dtype=info.dtype) for n, info in inputs.tensors.items()}
-    with _one_thread_each(), _scratch(calibration.given(method, len(experts), ctx)) as ctx:
+    with one_thread_each(), _scratch(calibration.given(method, len(experts), ctx)) as ctx:
         seen = ctx.with_(survey=method.survey(inputs, ctx))
         for given in inputs.pieces():
             for piece, result in _transformed(method, given, seen):
@@ -290,14 +291,3 @@ def _scratch(ctx: Context, beside: Path | None = None) -> Iterator[Context]:
     """The context with a scratch folder, which is removed however the block ends."""
     with tempfile.TemporaryDirectory(prefix=".scratch-", dir=beside) as folder:
         yield ctx.with_(scratch=Path(folder))
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """The pool has the cores: torch's own threads would wait for one another at every small kernel."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -13,7 +13,6 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -74,33 +73,38 @@ def thin_(values_N: Tensor, key: int, start: int, share: float) -> Tensor:
 class Draws:
     """`thin_` for several passes over the same changes: what the first one draws is kept on disk, a bit an entry.
 
-    tensors: name → what has `numel`.  members: changes a tensor has, at most.  folder: where the file lies; it has
-    no name and is gone with this object.  OSError where the disk is full.
+    counts: name → entries of each change, and how many changes there are at most.  folder: where the file lies; it
+    has no name and is gone with this object.  several: false where a single pass makes every draw once, and nothing
+    is kept.
     """
 
-    def __init__(self, tensors: Mapping[str, Any], members: int, folder: Path | None):
+    def __init__(self, counts: Mapping[str, tuple[int, int]], folder: Path | None, several: bool = True):
         self._at: dict[str, tuple[int, int]] = {}
         end = 0
-        for name, tensor in tensors.items():
-            each = -(-tensor.numel // 8)
+        for name, (entries, changes) in counts.items():
+            each = -(-entries // 8)
             self._at[name] = end, each
-            end += each * members
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-        self.drawn = False
+            end += each * changes
+        self._file = tempfile.TemporaryFile(dir=folder) if several else None  # noqa: SIM115
+        self._drawn = False
 
-    def thin_(self, values_N: Tensor, name: str, member: int, key: int, start: int, share: float) -> Tensor:
-        """As `thin_`. start: a multiple of 8.  `drawn` says whether every draw has been made before."""
-        if share >= 1:
-            return values_N
-        first, each = self._at[name]
-        place, count = first + member * each + start // 8, values_N.numel()
-        if self.drawn:
+    def seal(self) -> None:
+        """Every draw has been made once, and is read from here on."""
+        self._drawn = True
+
+    def thin_(self, values_N: Tensor, name: str, change: int, key: int, start: int, share: float) -> Tensor:
+        """As `thin_`. change: its number.  start: a multiple of 8.  OSError where the disk is full."""
+        if share >= 1 or self._file is None:
+            return thin_(values_N, key, start, share)
+        (first, each), count = self._at[name], values_N.numel()
+        place = first + change * each + start // 8
+        if self._drawn:
             held = np.frombuffer(os.pread(self._file.fileno(), -(-count // 8), place), dtype=np.uint8)
             found = np.unpackbits(held, count=count).view(bool)
         else:
             found = below(key, start, count, bound(share))
-            held = np.packbits(found).tobytes()
-            while held:
-                done = os.pwrite(self._file.fileno(), held, place)
-                held, place = held[done:], place + done
+            rest = memoryview(np.packbits(found).tobytes())
+            while rest:
+                done = os.pwrite(self._file.fileno(), rest, place)
+                rest, place = rest[done:], place + done
         return keep_(values_N, torch.from_numpy(found).to(values_N.device))

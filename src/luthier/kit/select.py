@@ -53,8 +53,8 @@ def trim(values_N: Tensor, cut: float) -> Tensor:
 def keep_(values: Tensor, found: Tensor) -> Tensor:
     """Zero the values where `found` is false, in place. Both are contiguous and hold as many entries."""
     if values.device.type == "cpu":  # numpy multiplies by booleans some three times faster than torch
-        array, compiled = flat(values), kernels()
-        if compiled:
+        array = flat(values)
+        if compiled := kernels():
             compiled.thin(array, flat(found))
         else:
             np.multiply(array, flat(found), out=array)
@@ -64,8 +64,7 @@ def keep_(values: Tensor, found: Tensor) -> Tensor:
 
 def keep_between_(values: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
     """Zero what has a magnitude below low or above high, in place: numbers, or one a row as columns."""
-    numbers = isinstance(low, float) and isinstance(high, float)
-    if numbers and (compiled := kernels()) and values.device.type == "cpu":
+    if isinstance(low, float) and (compiled := kernels()) and values.device.type == "cpu":
         compiled.band(flat(values), np.float32(low), np.float32(high))
         return values
     return keep_(values, between(values.abs(), low, high))

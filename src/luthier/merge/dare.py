@@ -21,7 +21,7 @@ from luthier.fields import Schedule, Unit
 from luthier.flows import Ctx, Piece
 from luthier.kit.deltas import add, changes, each, one_each
 from luthier.kit.mass import restoring
-from luthier.kit.noise import Draws, thin_
+from luthier.kit.noise import Draws
 from luthier.kit.schedule import at
 from luthier.kit.vote import divisible, fuse_, tied, weigh_
 from luthier.shapes import Reduces, Transform
@@ -64,35 +64,29 @@ class Dare(Transform):
             divisible(self.weights, inputs)
         return inputs
 
-    def survey(self, inputs: Any, ctx: Ctx) -> tuple[Factors, float | None, Draws | None]:
+    def survey(self, inputs: Any, ctx: Ctx) -> tuple[Factors, float | None, Draws]:
         """What restores each tensor's mass; what a tie elects, None without a vote; what was drawn for either."""
-        draws = None
-        if self.rescale == "l1" or self.vote == "majority":
-            draws = Draws(inputs.tensors, len(inputs.experts), ctx.scratch)
+        counts = {name: (info.numel, len(inputs.made_from(name))) for name, info in inputs.tensors.items()}
+        draws = Draws(counts, ctx.scratch, several=self.rescale == "l1" or self.vote == "majority")
         factors: Factors = {}
         if self.rescale == "l1":
             factors = restoring(inputs, lambda piece: self._thinned(piece, ctx, draws))
-            draws.drawn = True  # pyright: ignore[reportOptionalMemberAccess]
+            draws.seal()
         tie = tied(
             self.vote, inputs,
             lambda piece: weigh_(self._thinned(piece, ctx, draws), self._factors(piece, factors)),
         )  # fmt: skip
-        if draws:
-            draws.drawn = True
+        draws.seal()
         return factors, tie, draws
 
     def _densities(self, piece: Piece) -> list[float]:
         return each(self.densities, self.density, piece, piece.count)
 
-    def _thinned(self, piece: Piece, ctx: Ctx, draws: Draws | None) -> list[Tensor]:
+    def _thinned(self, piece: Piece, ctx: Ctx, draws: Draws) -> list[Tensor]:
         """Every expert's change after the drop."""
         moved, which = changes(piece), piece.which or range(piece.count)
         for number, (expert, density) in enumerate(zip(which, self._densities(piece), strict=True)):
-            key = ctx.key(piece.name, expert)
-            if draws:
-                draws.thin_(moved[number], piece.name, number, key, piece.start, density)
-            else:
-                thin_(moved[number], key, piece.start, density)
+            draws.thin_(moved[number], piece.name, number, ctx.key(piece.name, expert), piece.start, density)
         return moved
 
     def _factors(self, piece: Piece, restored: Factors) -> list[float]:
