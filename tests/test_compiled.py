@@ -34,6 +34,11 @@ FORMS = [
 ]  # fmt: skip
 
 
+KERNELS = {
+    "philox", "finite", "difference", "accumulate", "shifted", "weigh", "band", "thin", "agree", "elected",
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A base and three fine-tunes in bfloat16, whose changes repeat, cancel and have zeros of both signs."""
@@ -74,7 +79,7 @@ def used(monkeypatch):
 
         return run
 
-    for name in ("finite", "difference", "accumulate", "shifted", "weigh", "band", "thin", "agree", "elected"):
+    for name in KERNELS:
         monkeypatch.setattr(kernels, name, counted(name, getattr(kernels, name)))
     return counts
 
@@ -101,7 +106,7 @@ def test_every_kernel_is_used(folders, tmp_path, monkeypatch, used):
     monkeypatch.setattr(compiled, "LEAST", 0)
     for number, form in enumerate(FORMS):
         merged(form, folders, tmp_path / str(number))
-    assert set(used) == {"finite", "difference", "accumulate", "shifted", "weigh", "band", "thin", "agree", "elected"}
+    assert set(used) == KERNELS
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

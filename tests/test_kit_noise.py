@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from luthier.kit.noise import ALL, STEP, Draws, below, bound, bounds_of, thin_, words
+from luthier.kit.compiled import LEAST, kernels, worth
+from luthier.kit.noise import ALL, SECOND, STEP, Draws, below, bound, bounds_of, thin_, words
 
 KEY = 0x0123456789ABCDEF
 
@@ -37,6 +38,16 @@ def test_far_places():
     far = (1 << 40) + 7
     assert np.array_equal(words(KEY, far, 40)[13:], words(KEY, far + 13, 27))
     assert not np.array_equal(words(KEY, far, 40), words(KEY, 7, 40))
+
+
+def test_kernels_give_the_same_words():
+    places = [0, 5, STEP, 12345, (1 << 40) + 7]
+    keys = [0, KEY, KEY | SECOND, (1 << 64) - 1]
+    plain = [words(key, start, 100).tolist() for key in keys for start in places]
+    with worth(LEAST, torch.device("cpu")):
+        assert kernels() is not None
+        assert [words(key, start, 100).tolist() for key in keys for start in places] == plain
+        assert words(KEY, 3, 0).size == 0
 
 
 def test_nothing_asked_nothing_given():

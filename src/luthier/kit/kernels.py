@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite.ir import IRBuilder
+from llvmlite.ir import Constant, IntType, IRBuilder
 from numba import njit, types
 from numba.extending import intrinsic
 
@@ -38,10 +38,45 @@ def _fused(_: Any, a: Any, b: Any, c: Any) -> Any:
 _fma: Any = _fused
 
 
+@intrinsic
+def _product(_: Any, a: Any, b: Any) -> Any:
+    """The upper and the lower half of a product of two uint64."""
+    halves = types.UniTuple(types.uint64, 2)
+
+    def made(context: Any, builder: IRBuilder, _signature: Any, values: Any) -> Any:
+        one, other = (builder.zext(value, IntType(128)) for value in values)
+        product = builder.mul(one, other)
+        upper = builder.trunc(builder.lshr(product, Constant(IntType(128), 64)), IntType(64))
+        return context.make_tuple(builder, halves, (upper, builder.trunc(product, IntType(64))))
+
+    return halves(types.uint64, types.uint64), made
+
+
+_times: Any = _product
+
+
 @njit(inline="always")
 def _wide(bits):
     """bfloat16's bits as the float32 of the same value."""
     return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+
+
+_FIRST, _THIRD = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
+_STEPS = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
+
+
+@_compiled
+def philox(key, upper_key, counter, out):
+    """Philox4x64-10 (Salmon et al. 2011) with numpy's counters: four words a step, the first one at counter + 1."""
+    for step in range(out.size // 4):
+        a, b, c, d = counter + np.uint64(step) + np.uint64(1), np.uint64(0), np.uint64(0), np.uint64(0)
+        k, m = key, upper_key
+        for _ in range(10):
+            upper_a, lower_a = _times(_FIRST, a)
+            upper_c, lower_c = _times(_THIRD, c)
+            a, b, c, d = upper_c ^ b ^ k, lower_c, upper_a ^ d ^ m, lower_a
+            k, m = k + _STEPS[0], m + _STEPS[1]
+        out[4 * step], out[4 * step + 1], out[4 * step + 2], out[4 * step + 3] = a, b, c, d
 
 
 @_compiled

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from luthier.kit.compiled import kernels
 from luthier.kit.select import keep_
 
 STEP = 16
@@ -30,7 +31,11 @@ ALL = 1 << 32
 def words(key: int, start: int, count: int) -> np.ndarray:
     """The 16-bit words of `count` entries from `start` on, uniform and independent."""
     first, end = start // STEP, -(-(start + count) // STEP)
-    raw = np.random.Philox(key=key, counter=first).random_raw((end - first) * 4)  # lets go of Python's lock
+    if (compiled := kernels()) and end < 1 << 63:
+        raw = np.empty((end - first) * 4, dtype=np.uint64)
+        compiled.philox(np.uint64(key & (1 << 64) - 1), np.uint64(key >> 64), np.uint64(first), raw)
+    else:
+        raw = np.random.Philox(key=key, counter=first).random_raw((end - first) * 4)  # lets go of Python's lock
     return raw.astype("<u8", copy=False).view("<u2")[start - first * STEP :][:count]
 
 
