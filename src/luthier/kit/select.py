@@ -26,9 +26,9 @@ THIN = 7
 """Of a sampled stretch one entry in so many is looked at: it is stretches that differ. A width is no multiple of it."""
 FEW, SPARSE = 1 << 14, 61
 """From so many entries in memory on, a bracket is worth its sample, which is one entry in so many."""
-SPREAD, SURE = 0.12, 4.0
-"""Half the bracket's width for a sample of one stretch, in shares of the stream, at least; and in standard errors of
-what the stretches say."""
+SPREAD, SURE, LUMP = 0.12, 4.0, 0.01
+"""Half the bracket's width at the median for a sample of one stretch, in shares of the stream, at least; the same in
+standard errors of what the stretches say. Ends that are more of the stream than this are counted, not kept."""
 
 Stream = Callable[[bool], Iterable[Sequence[Tensor]]]
 """stream(sample) yields flat fp32 magnitudes, one tensor a member, as often as asked; with `sample` set
@@ -254,10 +254,8 @@ def _rank_(magnitudes: Tensor, rank: int) -> float:
 
 
 def _guess(stretches: Sequence[Tensor], keep: int, count: int, lumps: bool) -> Bracket:
-    """A bracket between two quantiles of the sample on either side of the wanted one.
-
-    lumps: it is the wanted quantile alone, which costs little to count, if that is likely to be many of one value.
-    """
+    """A bracket between two quantiles of the sample on either side of the wanted one; with `lumps` that one alone,
+    which costs little to count, if it is likely to be many of one value."""
     stretches = [stretch_N for stretch_N in stretches if stretch_N.numel()]
     if not stretches:
         return Bracket(keep, min(count, KEPT), -1.0, math.inf)
@@ -265,15 +263,16 @@ def _guess(stretches: Sequence[Tensor], keep: int, count: int, lumps: bool) -> B
     size = sample.numel()
     middle = _rank_(sample, min(size, int(keep / count * size) + 1))
     shares = [float((stretch_N >= middle).float().mean()) for stretch_N in stretches]
-    width = max(SPREAD, SURE * float(np.std(shares))) / math.sqrt(len(stretches))
+    spread = SPREAD * 2 * math.sqrt(keep / count * (1 - keep / count))
+    width = max(spread, SURE * float(np.std(shares))) / math.sqrt(len(stretches)) + 2 / size
     first, last = int((keep / count - width) * size), int((keep / count + width) * size) + 1
     high = math.inf if first < 1 else _rank_(sample, first)
     low = -1.0 if last > size else _rank_(sample, last)
-    if lumps:
-        above, reached = (float(compared.float().mean()) for compared in (sample > middle, sample >= middle))
-        if above + width / 2 < keep / count < reached - width / 2:
-            low = high = middle
-    return Bracket(keep, min(count, KEPT), low, high, ends=low < middle < high)  # else one value is many
+    above, reached = (float(compared.float().mean()) for compared in (sample > middle, sample >= middle))
+    if lumps and above + width / 2 < keep / count < reached - width / 2:
+        low = high = middle
+    many = float(((sample == low) | (sample == high)).float().mean()) > LUMP
+    return Bracket(keep, min(count, KEPT), low, high, ends=low < middle < high and not many)
 
 
 def _by_bits(stream: Stream, keep: Sequence[int]) -> list[float]:
