@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,9 +107,10 @@ class Checkpoint:
         info = self.info(name)
         if start < 0 or count < 0 or start + count > info.numel:
             raise ValueError(f"{name}: no elements {start} to {start + count} in {info.numel}")
-        out = torch.empty(count, dtype=info.dtype)
-        pread_into(self._fd(info.file), as_bytes(out), info.start + start * info.dtype.itemsize, info.file)
-        return out
+        size = info.dtype.itemsize
+        raw = np.empty(count * size, dtype=np.uint8)  # an array's memory is at hand sooner than a tensor's
+        pread_into(self._fd(info.file), raw.data, info.start + start * size, info.file)
+        return torch.from_numpy(raw).view(info.dtype)
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """Name and tensor, one at a time, in file order."""

@@ -69,6 +69,7 @@ class Inputs:
     roles: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     same: frozenset[str] = frozenset()
+    _made: dict[str, list[tuple[Source, TensorInfo]]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def count(self) -> int:
@@ -99,8 +100,7 @@ class Inputs:
         experts are the others in that order.  config: what changes in config.json.
         LuthierError for a tensor that is not there.
         """
-        models = [*([None] if self.base else []), *range(len(self.experts))]
-        reads = {n: tuple((m, r) for m in models) if isinstance(r, str) else tuple(r) for n, r in made.items()}
+        reads = {n: tuple((m, r) for m in self._models) if isinstance(r, str) else tuple(r) for n, r in made.items()}
         first = {n: self._info(*r[0]) for n, r in reads.items()}
         family = (config or {}).get("model_type", self.config.get("model_type", "llama"))
         places = {n: role_of(family, n) for n in made}
@@ -113,9 +113,10 @@ class Inputs:
 
     def made_from(self, name: str) -> list[tuple[Source, TensorInfo]]:
         """Where an output's values come from, in the order of the reads."""
-        if name not in self.reads:
-            return [(source, _there(source, name)) for source in self._sources]
-        return [(self._model(model), self._info(model, there)) for model, there in self.reads[name]]
+        if name not in self._made:  # it is asked for four times, and a model may have many tensors
+            reads = self.reads.get(name) or [(model, name) for model in self._models]
+            self._made[name] = [(self._model(model), self._info(model, there)) for model, there in reads]
+        return self._made[name]
 
     def _model(self, model: int | None) -> Source:
         if model is None and self.base:
@@ -206,8 +207,8 @@ class Inputs:
         return self._piece(info, 0, made_from, read)
 
     @property
-    def _sources(self) -> list[Source]:
-        return [*([self.base] if self.base else []), *self.experts]
+    def _models(self) -> list[int | None]:
+        return [*([None] if self.base else []), *range(len(self.experts))]
 
     def _piece(
         self, info: TensorInfo, start: int, made_from: Sequence[tuple[Source, TensorInfo]], read: Sequence[Tensor],

@@ -1,7 +1,8 @@
 """Loops over stretches on a CPU, compiled by Numba: each does in one pass what torch does in several.
 
 Imported only through `kit.compiled`, since Numba is an extra. Every kernel gives torch's bytes: sums keep their
-order, and a product is fused with a sum exactly where torch fuses it. Compiled once a machine, then cached.
+order, and a product is fused with a sum exactly where torch fuses it (seen on x86-64 with AVX-512; processors without
+fused products are untried). Compiled once a machine, then cached.
 
 bits: bfloat16 as uint16.  Arrays are flat and contiguous, of one length.
 """

@@ -27,6 +27,8 @@ def value_at(schedule: Any, name: str, depth: float | None) -> float:
     before the layers (embeddings) and its last one after them, which is how `depth` None with a name
     is resolved: names that contain "embed" are before. In a map of globs the last match wins.
     """
+    if type(schedule) is float:
+        return schedule
     if isinstance(schedule, Mapping):
         hits = [value for glob, value in schedule.items() if fnmatchcase(name, glob)]
         if not hits:
