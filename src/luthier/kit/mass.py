@@ -23,7 +23,7 @@ def restoring(inputs: Any, thinned: Callable[[Piece], Sequence[Tensor]]) -> dict
     """By tensor name, one factor an expert: the mass of its change, over that of what `thinned` leaves of it."""
 
     def masses(piece: Piece) -> tuple[str, list[float]]:
-        return piece.name, [*map(_mass, changes(piece)), *map(_mass, thinned(piece))]
+        return piece.name, [*map(_mass_, changes(piece)), *map(_mass_, thinned(piece))]
 
     sums: dict[str, list[float]] = {}
     for name, found in inputs.each(masses):
@@ -31,9 +31,9 @@ def restoring(inputs: Any, thinned: Callable[[Piece], Sequence[Tensor]]) -> dict
     return {name: [_ratio(a, b) for a, b in _halves(found)] for name, found in sums.items()}
 
 
-def _mass(values_N: Tensor) -> float:
-    """torch adds pairwise; sums of pieces are then added in fp64."""
-    magnitude_N = values_N.abs()
+def _mass_(values_N: Tensor) -> float:
+    """torch adds pairwise; sums of pieces are then added in fp64. The values are used up."""
+    magnitude_N = values_N.abs_()
     found = float(magnitude_N.sum())
     return found if math.isfinite(found) else float(magnitude_N.sum(dtype=torch.float64))
 
