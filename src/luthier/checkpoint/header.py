@@ -113,8 +113,11 @@ def _raw_header(file: Any, size: int, path: Path) -> tuple[bytes, int]:
     return raw, length
 
 
+_KEYS, _LARGE = {"dtype", "shape", "data_offsets"}, 1 << 62
+
+
 def _entry(name: str, spec: Any, data: int, path: Path) -> Entry:
-    if not isinstance(spec, dict) or set(spec) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(spec, dict) or spec.keys() != _KEYS:
         raise fault(path, "the entry should hold dtype, shape and data_offsets", name)
     code, shape, span = spec["dtype"], spec["shape"], spec["data_offsets"]
     if not isinstance(code, str) or code not in DTYPES:
@@ -131,7 +134,12 @@ def _entry(name: str, spec: Any, data: int, path: Path) -> Entry:
 
 def naturals(value: Any) -> bool:
     """Whether it is a list of whole numbers from 0 that fit into 62 bits."""
-    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**62 for n in value)
+    if not isinstance(value, list):
+        return False
+    for number in value:  # noqa: SIM110 (a loop is twice as fast as `all`, and large models ask 100,000 times)
+        if type(number) is not int or not 0 <= number < _LARGE:
+            return False
+    return True
 
 
 def _check_cover(entries: list[Entry], data: int, size: int, path: Path) -> None:
