@@ -107,6 +107,8 @@ class Checkpoint:
         info = self.info(name)
         if start < 0 or count < 0 or start + count > info.numel:
             raise ValueError(f"{name}: no elements {start} to {start + count} in {info.numel}")
+        if count == 0:
+            return torch.empty(0, dtype=info.dtype)
         size = info.dtype.itemsize
         raw = np.empty(count * size, dtype=np.uint8)  # an array's memory is at hand sooner than a tensor's
         pread_into(self._fd(info.file), raw.data, info.start + start * size, info.file)
