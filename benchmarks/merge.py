@@ -56,7 +56,7 @@ NOTES = [
     "leave 0.9 s for start, header checks and Python. dare_ties: mergekit's form needs masses before and after the "
     "drop, so all files are read twice and six sums taken; mergekit itself takes half as long for it as for ties. "
     "breadcrumbs, 1.5B: 3.1 times the limit; two thresholds an expert, of which numpy keeps what lies near. 18,000 "
-    "tensors: calls of small kernels and checks of headers; the limit itself takes 1.7 s more.",
+    "tensors: calls of small kernels and checks of headers; the limit itself takes 2 s more.",
     "Luthier loads its kernels (0.5 s, 120 MiB) for merges of more than 2**29 entries of all models together; linear "
     "at 135M and all rows of 42 million entries run without. The first merge on a machine takes 1.2 s more, once.",
     "One run at 1.5B, 0.5B and with 8 experts, on a machine that had other work on its second core; ties at 1.5B some "
