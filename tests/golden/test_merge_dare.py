@@ -10,7 +10,9 @@ from luthier.engine.pieces import CHUNK, Inputs, Memory
 from luthier.engine.slices import sliced
 from luthier.engine.stream import transform_tensors
 from luthier.errors import LuthierError
+from luthier.kit import noise
 from luthier.kit.context import Context
+from luthier.kit.noise import below
 from luthier.merge.dare import Dare
 from luthier.merge.linear import Linear
 
@@ -265,3 +267,15 @@ def test_weights_that_cancel():
         hand(Dare(weights=[1, -1], normalize=True), MOVED[:2])
     hand(Dare(weights=[1, -1]), MOVED[:2])
     hand(Dare(weights=[1, -1], normalize=True, vote="plus"), MOVED[:2])
+
+
+@pytest.mark.parametrize("rescale", ["expectation", "l1"])
+@pytest.mark.parametrize("vote", ["none", "plus", "majority"])
+def test_every_entry_is_drawn_once(monkeypatch, rescale, vote):
+    """However many passes there are: masses, votes that tie, the merge."""
+    drawn = []
+    monkeypatch.setattr(
+        noise, "below", lambda key, start, *rest: drawn.append((key, start)) or below(key, start, *rest)
+    )
+    hand(Dare(density=0.5, rescale=rescale, vote=vote))
+    assert sorted(drawn) == sorted((CTX.key("w", expert), 0) for expert in range(3))
