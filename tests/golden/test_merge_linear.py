@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from luthier.engine.pieces import Inputs, Memory
+from luthier.engine.slices import sliced
 from luthier.engine.stream import transform_tensors
 from luthier.errors import LuthierError
 from luthier.kit.context import Context
@@ -60,3 +62,15 @@ def test_one_weight_an_expert():
         merged(Linear(weights=[0.5, 0.5]))
     with pytest.raises(LuthierError, match="weights: no pattern matches 'w'"):
         merged(Linear(weights=[{"x": 1.0}, 1.0, 1.0]))
+
+
+def test_an_expert_alone_in_a_slice_keeps_its_weight():
+    """Layers of one expert each: the mean of one is itself, a sum its own weight's share."""
+    names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(2)]
+    experts = tuple(Memory({n: torch.full((1, 4), v) for n in names}) for v in (1.0, 2.0))
+    for normalize, wanted in ((True, [[1.0] * 4, [2.0] * 4]), (False, [[3.0] * 4, [10.0] * 4])):
+        method = Linear(weights=[3.0, 5.0], normalize=normalize)
+        whole = Inputs(None, experts, experts[0].tensors, method.granularity, config={"num_hidden_layers": 2})
+        inputs = method.plan(sliced(whole, [[(0, 0, 1)], [(1, 1, 2)]], method))
+        made = [method.transform(piece, Context()).flatten().tolist() for piece in inputs.pieces()]
+        assert made == wanted
