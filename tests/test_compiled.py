@@ -196,3 +196,5 @@ def test_flat_shares_memory():
     values = torch.zeros(2, 3)
     compiled.flat(values)[4] = 5.0
     assert values[1, 1] == 5 and compiled.flat(torch.zeros(2, dtype=torch.bfloat16)).dtype == np.uint16
+    with pytest.raises(RuntimeError):
+        compiled.flat(values.T)

@@ -69,7 +69,7 @@ class Inputs:
     roles: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     same: frozenset[str] = frozenset()
-    _made: dict[str, list[tuple[Source, TensorInfo]]] = field(default_factory=dict, init=False, repr=False)
+    _made: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def count(self) -> int:

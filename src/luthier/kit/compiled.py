@@ -1,6 +1,6 @@
 """Whether compiled kernels are used: where Numba is installed, and for merges large enough to be worth loading it.
 
-They change no byte of a result (tests/unit/test_compiled.py), only its price.
+They change no byte of a result (tests/test_compiled.py), only its price.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ def kernels() -> Any:
 
 
 def flat(values: Tensor) -> np.ndarray:
-    """A contiguous tensor on the CPU as a flat array that shares its memory; bfloat16 as its bits."""
-    array = (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
-    return array if array.ndim == 1 else array.reshape(-1)
+    """A contiguous tensor on the CPU as a flat array that shares its memory; bfloat16 as its bits.
+
+    RuntimeError for a tensor that is not contiguous, of which there would be a copy.
+    """
+    values = values if values.dim() == 1 else values.view(-1)
+    return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()

@@ -24,16 +24,16 @@ SIGN = -(1 << 31)
 
 def trim_weigh_(changes: list[Tensor], factors: Sequence[float], cuts: Sequence[float]) -> Tensor:
     """`weigh_`, after magnitudes below each change's cut became 0."""
-    if kernels() and changes[0].device.type == "cpu":
-        return _weighed(changes, factors, [below(cut) for cut in cuts])
+    if (compiled := kernels()) and changes[0].device.type == "cpu":
+        return _weighed(compiled, changes, factors, [below(cut) for cut in cuts])
     changes[:] = [trim(change_N, cut) for change_N, cut in zip(changes, cuts, strict=True)]
     return weigh_(changes, factors)
 
 
 def weigh_(changes: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
     """Multiply each change by its factor, in place; their sum, in order, which for one change is the change itself."""
-    if kernels() and changes[0].device.type == "cpu":
-        return _weighed(changes, factors, [-1.0] * len(changes))
+    if (compiled := kernels()) and changes[0].device.type == "cpu":
+        return _weighed(compiled, changes, factors, [-1.0] * len(changes))
     for change_N, factor in zip(changes, factors, strict=True):
         if factor != 1:
             change_N.mul_(factor)
@@ -94,11 +94,11 @@ def _elected(
     return merged_N
 
 
-def _weighed(changes: Sequence[Tensor], factors: Sequence[float], least: Sequence[float]) -> Tensor:
+def _weighed(compiled: Any, changes: Sequence[Tensor], factors: Sequence[float], least: Sequence[float]) -> Tensor:
     """`weigh_` by kernels, of what is above the least magnitudes."""
     total_N = changes[0] if len(changes) == 1 else torch.empty_like(changes[0])
     for number, (change_N, factor, under) in enumerate(zip(changes, factors, least, strict=True)):
-        kernels().weigh(flat(change_N), np.float32(under), np.float32(factor), flat(total_N), number == 0)
+        compiled.weigh(flat(change_N), np.float32(under), np.float32(factor), flat(total_N), number == 0)
     return total_N
 
 
