@@ -35,7 +35,8 @@ FORMS = [
 
 
 KERNELS = {
-    "philox", "finite", "difference", "accumulate", "shifted", "weigh", "band", "thin", "agree", "elected",
+    "philox", "finite", "difference", "accumulate", "shifted", "weigh", "thin", "agree", "elected", "masses",
+    "votes", "voted", "added",
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from luthier.kit.compiled import LEAST, kernels, worth
-from luthier.kit.noise import ALL, SECOND, STEP, Draws, below, bound, bounds_of, thin_, words
+from luthier.kit.noise import ALL, SECOND, STEP, Draws, below, bound, bounds_of, drawn, words
 
 KEY = 0x0123456789ABCDEF
 
@@ -91,13 +91,13 @@ def test_ends():
 def test_the_second_stream_decides_where_the_first_is_even():
     """A bound of upper + half: of entries that draw exactly `upper`, the second stream keeps half."""
     size = 1 << 22
-    drawn = words(KEY, 0, size)
+    every = words(KEY, 0, size)
     upper = 1234
-    even = np.flatnonzero(drawn == upper)
+    even = np.flatnonzero(every == upper)
     assert 30 < even.size < 110  # 64 expected
     for lower in (0, 1 << 15, 0xFFFF):
         found = below(KEY, 0, size, upper << 16 | lower)
-        assert np.array_equal(np.delete(found, even), np.delete(drawn < upper, even))
+        assert np.array_equal(np.delete(found, even), np.delete(every < upper, even))
         second = [int(words(KEY | 1 << 64, int(at), 1)[0]) < lower for at in even]
         assert found[even].tolist() == second
     assert 0.25 < np.mean(below(KEY, 0, size, upper << 16 | 1 << 15)[even]) < 0.75
@@ -125,34 +125,29 @@ def test_a_larger_share_keeps_what_a_smaller_one_keeps():
     assert not (few & ~many).any() and (many & ~few).any()
 
 
-def test_thinning_is_in_place_and_follows_the_places():
-    values = torch.arange(1.0, 101.0)
-    found = torch.from_numpy(below(KEY, 50, 100, bound(0.4)))
-    thinned = thin_(values, KEY, 50, 0.4)
-    assert thinned is values and torch.equal(values, torch.arange(1.0, 101.0) * found)
-    rows = thin_(torch.arange(1.0, 101.0).view(10, 10), KEY, 50, 0.4)
-    assert torch.equal(rows.flatten(), values)
-    assert torch.equal(thin_(torch.ones(9), KEY, 0, 1.0), torch.ones(9))
+def test_a_share_follows_the_places():
+    assert np.array_equal(drawn(KEY, 50, 100, 0.4), below(KEY, 50, 100, bound(0.4)))
+    assert drawn(KEY, 0, 9, 1.0) is None
 
 
 def test_what_was_drawn_is_kept(tmp_path):
     """The second pass reads what the first one drew, in any order, whatever key it is given; the file has no name."""
     draws = Draws({"a": (1000, 2), "b": (21, 3)}, tmp_path)
     stretches = [("a", 0, 512), ("a", 512, 488), ("b", 0, 21)]
-    drawn = {
-        (name, change, start): draws.thin_(torch.ones(count), name, change, KEY + change, start, 0.4)
+    first = {
+        (name, change, start): draws.found(name, change, KEY + change, start, count, 0.4)
         for name, start, count in stretches for change in range(2 if name == "a" else 3)
     }  # fmt: skip
-    for (_, change, start), found in drawn.items():
-        assert torch.equal(found, thin_(torch.ones(found.numel()), KEY + change, start, 0.4))
+    for (_, change, start), found in first.items():
+        assert np.array_equal(found, drawn(KEY + change, start, found.size, 0.4))
     draws.seal()
-    for (name, change, start), found in reversed(drawn.items()):
-        assert torch.equal(draws.thin_(torch.ones(found.numel()), name, change, 0, start, 0.4), found)
-    assert draws.thin_(torch.ones(21), "b", 1, 0, 0, 1.0).all()
+    for (name, change, start), found in reversed(first.items()):
+        assert np.array_equal(draws.found(name, change, 0, start, found.size, 0.4), found)
+    assert draws.found("b", 1, 0, 0, 21, 1.0) is None
     assert not list(tmp_path.iterdir())
 
 
 def test_of_one_pass_nothing_is_kept():
     draws = Draws({"a": (64, 1)}, None, several=False)
     draws.seal()
-    assert torch.equal(draws.thin_(torch.ones(64), "a", 0, KEY, 0, 0.5), thin_(torch.ones(64), KEY, 0, 0.5))
+    assert np.array_equal(draws.found("a", 0, KEY, 0, 64, 0.5), drawn(KEY, 0, 64, 0.5))

@@ -44,3 +44,10 @@ def flat(values: Tensor) -> np.ndarray:
     """
     values = values if values.dim() == 1 else values.view(-1)
     return (values.view(torch.uint16) if values.dtype == torch.bfloat16 else values).numpy()
+
+
+def address(values: np.ndarray) -> int:
+    """Where a contiguous array lies in memory. RuntimeError for one that is not contiguous."""
+    if not values.flags.c_contiguous:
+        raise RuntimeError("kernels read contiguous arrays")
+    return values.__array_interface__["data"][0]

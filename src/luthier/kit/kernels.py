@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite.ir import Constant, IntType, IRBuilder
-from numba import njit, types
+from numba import carray, njit, types
 from numba.extending import intrinsic
 
 
@@ -111,21 +111,12 @@ def shifted(base_bits, change, scale, out):
 
 
 @_compiled
-def weigh(change, below, weight, total, first):
-    """change = weight * change where its magnitude is above `below`, else 0; total += change."""
+def weigh(change, weight, total, first):
+    """change = weight * change; total += change."""
     for i in range(change.size):
-        value = change[i] if abs(change[i]) > below else np.float32(0)
-        value *= weight
+        value = change[i] * weight
         change[i] = value
         total[i] = value if first else total[i] + value
-
-
-@_compiled
-def band(values, low, high):
-    """Zero what has a magnitude below low or above high, in place; zeros keep the sign, as in a product."""
-    for i in range(values.size):
-        magnitude = abs(values[i])
-        values[i] *= np.float32((magnitude >= low) & (magnitude <= high))
 
 
 @_compiled
@@ -156,3 +147,106 @@ def elected(total, minus, drop_ties, divide, unit, counts, merged):
         if drop_ties and total[i] == 0:
             value = np.float32(0)
         merged[i] = -value if total[i] < 0 or (total[i] == 0 and minus) else value
+
+
+@intrinsic
+def _at(_: Any, address: Any) -> Any:
+    """An address as a pointer to bytes."""
+
+    def made(_context: Any, builder: IRBuilder, _signature: Any, values: Any) -> Any:
+        return builder.inttoptr(values[0], IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), made
+
+
+_place: Any = _at
+
+
+@_compiled
+def masses(bits, base_bits, found, before, after):
+    """Add the change's magnitudes to lanes, all of them and those that were found."""
+    for start in range(0, bits.size, before.size):
+        end = start + before.size
+        there, base, stay = bits[start:end], base_bits[start:end], found[start:end]
+        for i in range(there.size):
+            magnitude = abs(_wide(there[i]) - _wide(base[i]))
+            before[i] += magnitude
+            after[i] += magnitude * np.float32(stay[i])
+
+
+_BLOCK = 1024
+"""Entries whose changes, of some experts, stay in the first cache."""
+_shifted, _thin, _weigh, _agree, _elected = shifted, thin, weigh, agree, elected
+
+
+@_compiled
+def _within(bits, base_bits, low, high, out):
+    """out = values - base where that has a magnitude from low to high, else 0."""
+    for i in range(bits.size):
+        value = _wide(bits[i]) - _wide(base_bits[i])
+        magnitude = abs(value)
+        out[i] = value * np.float32((magnitude >= low) & (magnitude <= high))
+
+
+@njit(inline="always")
+def _sifted(base, experts, found, low, high, number, start, end, out):
+    """Of one expert the changes from start to end; 0 where the magnitude is not within bounds, or it was not found."""
+    bits = carray(_place(experts[number]), base.shape, np.uint16)[start:end]
+    _within(bits, base[start:end], low[number], high[number], out)
+    if found[number] != 0:
+        _thin(out[: end - start], carray(_place(found[number]), base.shape, np.uint8)[start:end])
+
+
+@njit(inline="always")
+def _weighed(base, experts, found, low, high, factors, start, end, changes, total):
+    """The block's changes times their factors, and their sum."""
+    for number in range(experts.size):
+        _sifted(base, experts, found, low, high, number, start, end, changes[number])
+        _weigh(changes[number][: end - start], factors[number], total, number == 0)
+
+
+@_compiled
+def votes(base, experts, found, low, high, factors):
+    """How many weighted sums are above 0, less those below."""
+    changes, total = np.empty((experts.size, _BLOCK), np.float32), np.empty(_BLOCK, np.float32)
+    result = 0
+    for start in range(0, base.size, _BLOCK):
+        count = min(_BLOCK, base.size - start)
+        _weighed(base, experts, found, low, high, factors, start, start + count, changes, total)
+        for i in range(count):
+            result += np.int64(total[i] > 0) - np.int64(total[i] < 0)
+    return result
+
+
+@_compiled
+def voted(base, experts, found, low, high, factors, weights, minus, drop_ties, divide, unit, scale, out):
+    """out = base + scale * the changes that agree with the sign of their weighted sum, as `agree` and `elected` say."""
+    changes, total = np.empty((experts.size, _BLOCK), np.float32), np.empty(_BLOCK, np.float32)
+    merged, counts = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    for start in range(0, base.size, _BLOCK):
+        count = min(_BLOCK, base.size - start)
+        _weighed(base, experts, found, low, high, factors, start, start + count, changes, total)
+        for i in range(count):
+            merged[i] = counts[i] = np.float32(0)
+        for number in range(experts.size):
+            _agree(changes[number][:count], total, minus, weights[number], merged, counts)
+        _elected(total[:count], minus, drop_ties, divide, unit, counts, merged)
+        _shifted(base[start : start + count], merged[:count], scale, out[start : start + count])
+
+
+@_compiled
+def added(base, experts, found, low, high, factors, divisor, scale, out):
+    """out = base + scale * the sum of the changes times their factors, over the divisor."""
+    change, total = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    for start in range(0, base.size, _BLOCK):
+        count = min(_BLOCK, base.size - start)
+        for i in range(count):
+            total[i] = np.float32(0)
+        for number in range(experts.size):
+            factor = factors[number]
+            _sifted(base, experts, found, low, high, number, start, start + count, change)
+            for i in range(count):
+                total[i] = _fma(change[i], factor, total[i])
+        for i in range(count):
+            total[i] /= divisor
+        _shifted(base[start : start + count], total[:count], scale, out[start : start + count])

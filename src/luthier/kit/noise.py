@@ -15,11 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from luthier.kit.compiled import kernels
-from luthier.kit.select import keep_
 
 STEP = 16
 """Words of one counter step: 4 of 64 bits."""
@@ -67,16 +64,13 @@ def below(key: int, start: int, count: int, bounds: int | np.ndarray) -> np.ndar
     return found
 
 
-def thin_(values_N: Tensor, key: int, start: int, share: float) -> Tensor:
-    """Keep a random share of contiguous values, whose first one has the place `start`; zero the others."""
-    if share >= 1:
-        return values_N
-    found = below(key, start, values_N.numel(), bound(share))
-    return keep_(values_N, torch.from_numpy(found).to(values_N.device))
+def drawn(key: int, start: int, count: int, share: float) -> np.ndarray | None:
+    """Which of `count` entries from `start` on a random share is; None for all."""
+    return None if share >= 1 else below(key, start, count, bound(share))
 
 
 class Draws:
-    """`thin_` for several passes over the same changes: what the first one draws is kept on disk, a bit an entry.
+    """`drawn` for several passes over the same changes: what the first one draws is kept on disk, a bit an entry.
 
     counts: name → entries of each change, and how many changes there are at most.  folder: where the file lies; it
     has no name and is gone with this object.  several: false where a single pass makes every draw once, and nothing
@@ -97,19 +91,18 @@ class Draws:
         """Every draw has been made once, and is read from here on."""
         self._drawn = True
 
-    def thin_(self, values_N: Tensor, name: str, change: int, key: int, start: int, share: float) -> Tensor:
-        """As `thin_`. change: its number.  start: a multiple of 8.  OSError where the disk is full."""
+    def found(self, name: str, change: int, key: int, start: int, count: int, share: float) -> np.ndarray | None:
+        """As `drawn`. change: its number.  start: a multiple of 8.  OSError where the disk is full."""
         if share >= 1 or self._file is None:
-            return thin_(values_N, key, start, share)
-        (first, each), count = self._at[name], values_N.numel()
+            return drawn(key, start, count, share)
+        first, each = self._at[name]
         place = first + change * each + start // 8
         if self._drawn:
             held = np.frombuffer(os.pread(self._file.fileno(), -(-count // 8), place), dtype=np.uint8)
-            found = np.unpackbits(held, count=count).view(bool)
-        else:
-            found = below(key, start, count, bound(share))
-            rest = memoryview(np.packbits(found).tobytes())
-            while rest:
-                done = os.pwrite(self._file.fileno(), rest, place)
-                rest, place = rest[done:], place + done
-        return keep_(values_N, torch.from_numpy(found).to(values_N.device))
+            return np.unpackbits(held, count=count).view(bool)
+        found = below(key, start, count, bound(share))
+        rest = memoryview(np.packbits(found).tobytes())
+        while rest:
+            done = os.pwrite(self._file.fileno(), rest, place)
+            rest, place = rest[done:], place + done
+        return found

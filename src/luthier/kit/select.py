@@ -64,9 +64,6 @@ def keep_(values: Tensor, found: Tensor) -> Tensor:
 
 def keep_between_(values: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
     """Zero what has a magnitude below low or above high, in place: numbers, or one a row as columns."""
-    if isinstance(low, float) and (compiled := kernels()) and values.device.type == "cpu":
-        compiled.band(flat(values), np.float32(low), np.float32(high))
-        return values
     return keep_(values, between(values.abs(), low, high))
 
 

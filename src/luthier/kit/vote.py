@@ -16,24 +16,19 @@ from luthier.errors import LuthierError
 from luthier.flows import Piece
 from luthier.kit.compiled import flat, kernels
 from luthier.kit.deltas import each
-from luthier.kit.select import below, positive, trim
+from luthier.kit.select import positive
 
 SIGN = -(1 << 31)
 """The sign's bit, of fp32 seen as integers."""
 
 
-def trim_weigh_(changes: list[Tensor], factors: Sequence[float], cuts: Sequence[float]) -> Tensor:
-    """`weigh_`, after magnitudes below each change's cut became 0."""
-    if (compiled := kernels()) and changes[0].device.type == "cpu":
-        return _weighed(compiled, changes, factors, [below(cut) for cut in cuts])
-    changes[:] = [trim(change_N, cut) for change_N, cut in zip(changes, cuts, strict=True)]
-    return weigh_(changes, factors)
-
-
 def weigh_(changes: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
     """Multiply each change by its factor, in place; their sum, in order, which for one change is the change itself."""
     if (compiled := kernels()) and changes[0].device.type == "cpu":
-        return _weighed(compiled, changes, factors, [-1.0] * len(changes))
+        total_N = changes[0] if len(changes) == 1 else torch.empty_like(changes[0])
+        for number, (change_N, factor) in enumerate(zip(changes, factors, strict=True)):
+            compiled.weigh(flat(change_N), np.float32(factor), flat(total_N), number == 0)
+        return total_N
     for change_N, factor in zip(changes, factors, strict=True):
         if factor != 1:
             change_N.mul_(factor)
@@ -45,13 +40,21 @@ def weigh_(changes: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
     return total_N
 
 
-def tied(vote: str, inputs: Any, summed: Callable[[Piece], Tensor]) -> float | None:
+def majority(changes: Sequence[Tensor], factors: Sequence[float]) -> float:
+    """How many entries have a weighted sum above 0, less those below. The changes are used up."""
+    return float(weigh_(changes, factors).sign().sum())
+
+
+def tied(vote: str, inputs: Any, votes: Callable[[Piece], float]) -> float | None:
     """What a tie elects: None without a vote ("none"), 1 for "plus"; for "majority" the sign that most entries of
-    all tensors elect by their weighted sums, 0 where these balance."""
+    all tensors elect, 0 where these balance.
+
+    votes: of a piece, how many of its weighted sums are above 0, less those below.
+    """
     if vote != "majority":
         return {"none": None, "plus": 1.0}[vote]
-    votes = sum(inputs.each(lambda piece: float(summed(piece).sign().sum())))
-    return float((votes > 0) - (votes < 0))
+    found = sum(inputs.each(votes))
+    return float((found > 0) - (found < 0))
 
 
 def elect_(changes: Sequence[Tensor], total_N: Tensor, weights: Sequence[float], tie: float, normalize: bool) -> Tensor:
@@ -84,25 +87,17 @@ def _elected(
     compiled: Any, changes: Sequence[Tensor], total_N: Tensor, weights: Sequence[float], tie: float, normalize: bool
 ) -> Tensor:
     """`elect_` by kernels."""
-    alike = _alike(weights)
+    counted = alike(weights)
     merged_N, counts_N = torch.zeros_like(total_N), torch.zeros_like(total_N)
     total, merged, counts = map(flat, (total_N, merged_N, counts_N))
     for weight, change_N in zip(weights, changes, strict=True):
-        compiled.agree(flat(change_N), total, tie < 0, np.float32(1 if alike else weight), merged, counts)
-    unit = np.float32(weights[0] if alike else 1)
+        compiled.agree(flat(change_N), total, tie < 0, np.float32(1 if counted else weight), merged, counts)
+    unit = np.float32(weights[0] if counted else 1)
     compiled.elected(total, tie < 0, tie == 0, normalize, unit, counts, merged)
     return merged_N
 
 
-def _weighed(compiled: Any, changes: Sequence[Tensor], factors: Sequence[float], least: Sequence[float]) -> Tensor:
-    """`weigh_` by kernels, of what is above the least magnitudes."""
-    total_N = changes[0] if len(changes) == 1 else torch.empty_like(changes[0])
-    for number, (change_N, factor, under) in enumerate(zip(changes, factors, least, strict=True)):
-        compiled.weigh(flat(change_N), np.float32(under), np.float32(factor), flat(total_N), number == 0)
-    return total_N
-
-
-def _alike(weights: Sequence[float]) -> bool:
+def alike(weights: Sequence[float]) -> bool:
     """Whether votes can be counted, and the weight multiplied in afterwards."""
     return len(set(weights)) == 1 and weights[0] != 0 and len(weights) < 256
 
@@ -111,7 +106,7 @@ class _Counts:
     """The weights of the changes that agree, added up entry by entry; where none does, a divisor that is not 0."""
 
     def __init__(self, weights: Sequence[float]):
-        self.alike = _alike(weights)  # then bytes count, 4 times faster
+        self.alike = alike(weights)  # then bytes count, 4 times faster
         self.weight, self.sum_N = weights[0], None
 
     def add_(self, agreeing_N: Tensor, weight: float) -> None:

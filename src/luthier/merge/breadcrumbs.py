@@ -17,10 +17,11 @@ from torch import Tensor
 
 from luthier.fields import Schedule, Unit
 from luthier.flows import Ctx, Piece
-from luthier.kit.deltas import add, changes, each, one_each
+from luthier.kit.deltas import changes, each, one_each
 from luthier.kit.schedule import at
-from luthier.kit.select import keep_between_, largest, row_band
-from luthier.kit.vote import divisible, fuse_, tied, weigh_
+from luthier.kit.select import largest, row_band
+from luthier.kit.sieve import Sieve, fused, votes
+from luthier.kit.vote import divisible, tied
 from luthier.shapes import Reduces, Transform
 
 Cuts = dict[str, list[tuple[float, float]]]
@@ -81,7 +82,7 @@ class Breadcrumbs(Transform):
         cuts: Cuts = {}
         if self.scope == "tensor":
             cuts = {name: self._cuts(inputs.only(name), tensor) for name, tensor in inputs.tensors.items()}
-        return cuts, tied(self.vote, inputs, lambda piece: weigh_(self._between(piece, cuts), self._weights(piece)))
+        return cuts, tied(self.vote, inputs, lambda piece: votes(piece, self._band(piece, cuts), self._weights(piece)))
 
     def _cuts(self, inputs: Any, tensor: Any) -> list[tuple[float, float]]:
         """Of one tensor, (the smallest magnitude that stays, the largest) of every expert."""
@@ -95,15 +96,14 @@ class Breadcrumbs(Transform):
         )
         return list(zip(found[1::2], found[::2], strict=True))
 
-    def _between(self, piece: Piece, cuts: Cuts) -> list[Tensor]:
-        """Every expert's change without its outliers and its small entries."""
-        moved = changes(piece)
-        _, columns = moved[0].shape
-        ranks = self._ranks(piece, len(moved), columns)
-        for number, change_RC in enumerate(moved):
-            low, high = cuts[piece.name][number] if cuts else row_band(change_RC.abs(), *ranks[number])
-            keep_between_(change_RC, low, high)
-        return moved
+    def _band(self, piece: Piece, cuts: Cuts) -> Sieve:
+        """What is neither an outlier nor small, of every expert's change."""
+        if cuts:
+            band = cuts[piece.name]
+        else:
+            ranks = self._ranks(piece, piece.count, piece.seen[-1])
+            band = [row_band(change_RC.abs_(), *rank) for change_RC, rank in zip(changes(piece), ranks, strict=True)]
+        return Sieve(low=[low for low, _ in band], high=[high for _, high in band])
 
     def _weights(self, piece: Piece) -> list[float]:
         return each(self.weights, 1.0, piece, piece.count)
@@ -111,5 +111,5 @@ class Breadcrumbs(Transform):
     def transform(self, tensors: Piece, ctx: Ctx) -> Tensor:
         cuts, tie = ctx.survey
         weights = self._weights(tensors)
-        merged_RC = fuse_(self._between(tensors, cuts), weights, weights, tie, self.normalize)
-        return add(tensors, merged_RC, at(self.scale, tensors.name, tensors.depth))
+        band, scale = self._band(tensors, cuts), at(self.scale, tensors.name, tensors.depth)
+        return fused(tensors, band, weights, weights, tie, self.normalize, scale)

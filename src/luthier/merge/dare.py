@@ -13,17 +13,19 @@ N: entries of a stretch.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from torch import Tensor
 
 from luthier.fields import Schedule, Unit
 from luthier.flows import Ctx, Piece
-from luthier.kit.deltas import add, changes, each, one_each
+from luthier.kit.deltas import each, one_each
 from luthier.kit.mass import restoring
 from luthier.kit.noise import Draws
 from luthier.kit.schedule import at
-from luthier.kit.vote import divisible, fuse_, tied, weigh_
+from luthier.kit.sieve import Sieve, fused, masses, votes
+from luthier.kit.vote import divisible, tied
 from luthier.shapes import Reduces, Transform
 
 Factors = dict[str, list[float]]
@@ -70,11 +72,11 @@ class Dare(Transform):
         draws = Draws(counts, ctx.scratch, several=self.rescale == "l1" or self.vote == "majority")
         factors: Factors = {}
         if self.rescale == "l1":
-            factors = restoring(inputs, lambda piece: self._thinned(piece, ctx, draws))
+            factors = restoring(inputs, lambda piece: masses(piece, self._drawn(piece, ctx, draws)))
             draws.seal()
         tie = tied(
             self.vote, inputs,
-            lambda piece: weigh_(self._thinned(piece, ctx, draws), self._factors(piece, factors)),
+            lambda piece: votes(piece, self._drawn(piece, ctx, draws), self._factors(piece, factors)),
         )  # fmt: skip
         draws.seal()
         return factors, tie, draws
@@ -82,12 +84,13 @@ class Dare(Transform):
     def _densities(self, piece: Piece) -> list[float]:
         return each(self.densities, self.density, piece, piece.count)
 
-    def _thinned(self, piece: Piece, ctx: Ctx, draws: Draws) -> list[Tensor]:
-        """Every expert's change after the drop."""
-        moved, which = changes(piece), piece.which or range(piece.count)
-        for number, (expert, density) in enumerate(zip(which, self._densities(piece), strict=True)):
-            draws.thin_(moved[number], piece.name, number, ctx.key(piece.name, expert), piece.start, density)
-        return moved
+    def _drawn(self, piece: Piece, ctx: Ctx, draws: Draws) -> Sieve:
+        """What the draw leaves of every expert's change."""
+        which, count = piece.which or range(piece.count), math.prod(piece.seen)
+        return Sieve(found=[
+            draws.found(piece.name, number, ctx.key(piece.name, expert), piece.start, count, density)
+            for number, (expert, density) in enumerate(zip(which, self._densities(piece), strict=True))
+        ])  # fmt: skip
 
     def _factors(self, piece: Piece, restored: Factors) -> list[float]:
         """Weights times rescales."""
@@ -99,6 +102,5 @@ class Dare(Transform):
     def transform(self, tensors: Piece, ctx: Ctx) -> Tensor:
         factors, tie, draws = ctx.survey
         weights = each(self.weights, 1.0, tensors, tensors.count)
-        thinned = self._thinned(tensors, ctx, draws)
-        merged_N = fuse_(thinned, self._factors(tensors, factors), weights, tie, self.normalize)
-        return add(tensors, merged_N, at(self.scale, tensors.name, tensors.depth))
+        stays, by = self._drawn(tensors, ctx, draws), self._factors(tensors, factors)
+        return fused(tensors, stays, by, weights, tie, self.normalize, at(self.scale, tensors.name, tensors.depth))

@@ -24,11 +24,11 @@ from luthier.errors import LuthierError
 from luthier.fields import Schedule, Unit
 from luthier.flows import Ctx, Piece
 from luthier.kit.deltas import add, changes, each, one_each
-from luthier.kit.mass import restoring
+from luthier.kit.mass import mass_, restoring
 from luthier.kit.noise import below, bounds_of
 from luthier.kit.schedule import at
 from luthier.kit.select import keep_, row_ranks
-from luthier.kit.vote import divisible, fuse_, tied, weigh_
+from luthier.kit.vote import divisible, fuse_, majority, tied
 from luthier.shapes import Reduces, Transform
 
 Factors = dict[str, list[float]]
@@ -88,10 +88,14 @@ class Della(Transform):
 
     def survey(self, inputs: Any, ctx: Ctx) -> tuple[Factors, float | None]:
         """What restores each tensor's mass, and what a tie elects; None without a vote."""
-        restored = restoring(inputs, lambda piece: self._dropped(piece, ctx)) if self.rescale == "l1" else {}
+        restored = restoring(inputs, lambda piece: self._masses(piece, ctx)) if self.rescale == "l1" else {}
         return restored, tied(
-            self.vote, inputs, lambda piece: weigh_(self._dropped(piece, ctx), self._factors(piece, restored))
+            self.vote, inputs, lambda piece: majority(self._dropped(piece, ctx), self._factors(piece, restored))
         )
+
+    def _masses(self, piece: Piece, ctx: Ctx) -> list[tuple[float, float]]:
+        """Before the drop and after it."""
+        return list(zip(map(mass_, changes(piece)), map(mass_, self._dropped(piece, ctx)), strict=True))
 
     def _weights(self, piece: Piece) -> list[float]:
         return each(self.weights, 1.0, piece, len(piece.experts))

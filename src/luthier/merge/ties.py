@@ -20,10 +20,11 @@ from torch import Tensor
 from luthier.errors import LuthierError
 from luthier.fields import Schedule, Unit
 from luthier.flows import Ctx, Piece
-from luthier.kit.deltas import add, changes, each, one_each
+from luthier.kit.deltas import changes, each, one_each
 from luthier.kit.schedule import at
 from luthier.kit.select import kept, largest
-from luthier.kit.vote import elect_, tied, trim_weigh_
+from luthier.kit.sieve import Sieve, fused, votes
+from luthier.kit.vote import tied
 from luthier.shapes import Reduces, Transform
 
 
@@ -75,7 +76,9 @@ class Ties(Transform):
             cuts = dict.fromkeys(inputs.tensors, whole)
         else:
             cuts = {name: self._cuts(inputs.only(name), tensor) for name, tensor in inputs.tensors.items()}
-        return cuts, tied(self.on_tie, inputs, lambda piece: self._trimmed(piece, cuts)[1])
+        return cuts, tied(
+            self.on_tie, inputs, lambda piece: votes(piece, Sieve(low=cuts[piece.name]), self._weights(piece))
+        )
 
     def _cuts(self, inputs: Any, tensor: Any) -> list[float]:
         """The smallest magnitude that survives, one an expert, over all of `inputs`."""
@@ -86,14 +89,11 @@ class Ties(Transform):
             keep, inputs.count,
         )  # fmt: skip
 
-    def _trimmed(self, piece: Piece, cuts: dict[str, list[float]]) -> tuple[list[Tensor], Tensor]:
-        """Every expert's trimmed and weighted change, and their sum."""
-        trimmed = changes(piece)
-        return trimmed, trim_weigh_(trimmed, each(self.weights, 1.0, piece, len(trimmed)), cuts[piece.name])
+    def _weights(self, piece: Piece) -> list[float]:
+        return each(self.weights, 1.0, piece, piece.count)
 
     def transform(self, tensors: Piece, ctx: Ctx) -> Tensor:
         cuts, majority = ctx.survey
-        trimmed, total_N = self._trimmed(tensors, cuts)
-        weights = each(self.weights, 1.0, tensors, len(trimmed))
-        merged_N = elect_(trimmed, total_N, weights, majority, self.normalize)
-        return add(tensors, merged_N, at(self.scale, tensors.name, tensors.depth))
+        trimmed, weights = Sieve(low=cuts[tensors.name]), self._weights(tensors)
+        scale = at(self.scale, tensors.name, tensors.depth)
+        return fused(tensors, trimmed, weights, weights, majority, self.normalize, scale)
