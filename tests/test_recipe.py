@@ -186,6 +186,15 @@ def test_amounts_of_memory(text, size):
     assert of(text, "here") == size
 
 
+def test_the_name_of_a_shipped_recipe_is_that_recipe_wherever_one_stands(tmp_path, monkeypatch):
+    """A run folder of the same name does not stand in its way; a path means the path."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").mkdir()
+    (tmp_path / "quickstart" / "recipe.yaml").write_text("luthier: 1")
+    assert recipe.find("quickstart") == recipe.shipped()["quickstart"]
+    assert recipe.find("./quickstart").samefile(tmp_path / "quickstart" / "recipe.yaml")
+
+
 def test_shipped_recipes_are_listed_and_load():
     assert {"quickstart", "from-scratch"} <= set(recipe.shipped())
     for name in recipe.shipped():

@@ -7,6 +7,7 @@ import pickle
 import signal
 import sqlite3
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -261,6 +262,48 @@ def test_tpe_is_told_what_the_scalar_makes_of_the_values(tmp_path):
 
 
 # what is written down
+
+
+def test_tpe_compares_stopped_trials_with_no_whole_one(tmp_path):
+    """How easy the first items happen to be changes no proposal."""
+    found = []
+    for shift in (0.0, -5.0, 5.0):
+        trials = Trials(tmp_path / f"shift{shift}", "a", "one")
+        for done, proposal in enumerate(trials.proposals(24, "tpe", CTX, size=3)):
+            numbers = numbers_of(proposal)
+            first = {2: (bowl(numbers) + shift,)}
+            stopped = done % 3 > 0
+            proposal.tell(json.dumps(numbers), first if stopped else {**first, 4: (bowl(numbers),)}, stopped, 0.5, 7)
+        found.append(candidates(trials))
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_trial_that_is_heard_of_is_not_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "PATIENCE", 1.0)
+    trials, others = (Trials(tmp_path / "log", "a", owner) for owner in ("one", "two"))
+    mine = go(trials, 1, upto=0)
+    for _ in range(4):
+        time.sleep(0.4)
+        mine.alive()
+        assert others._others() == 1
+    finish(mine, [0.1, 0.2, 0.3])
+    assert candidates(others) == ["[0.1, 0.2, 0.3]"]
+
+
+def test_who_waits_for_others_says_so(tmp_path):
+    trials, others = (Trials(tmp_path / "log", "a", owner) for owner in ("one", "two"))
+    mine, events = go(trials, 1, upto=0), []
+
+    def heard(event):
+        events.append(event)
+        if event["kind"] == "log":
+            finish(mine, [0.1, 0.2, 0.3])
+
+    assert list(others.proposals(1, "random", CTX.with_(watch=heard))) == []
+    assert [e["text"] for e in events if e["kind"] == "log"] == [
+        "waiting for 1 trial that others have in hand; one that is silent for 60 minutes counts as dead"
+    ]
+    assert events[-1]["done"] == events[-1]["total"] == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,16 +9,20 @@ from safetensors.torch import load_file
 
 import luthier
 from dying import die, ended, fork
-from luthier import recipe, report
+from luthier import catalogue, recipe, report
 from luthier.checkpoint.reader import Checkpoint
+from luthier.claims import _seeds
+from luthier.claims._seeds import source as claims_source
 from luthier.cli import main
 from luthier.compress.drop import Drop
 from luthier.engine.compose import composed, held, model_of
 from luthier.engine.spec import SearchSpec
+from luthier.engine.study import Evaluator
 from luthier.errors import LuthierError
 from luthier.kit.context import Context
 from luthier.kit.genome import stitched
 from luthier.ledger import Ledger
+from luthier.recipe_inputs import sources
 from luthier.testing import tiny
 
 LAYERS = 5
@@ -50,6 +54,10 @@ def a_recipe(home, search=None, **fields):
             "table": {"use": "eval.perplexity", "models": [str(home / "base"), "short"], "data": "book"},
         },
     }  # fmt: skip
+
+
+def judged(event):
+    return event["kind"] == "trial" and event["here"]
 
 
 def rows(run, step="short"):
@@ -106,9 +114,11 @@ def test_a_killed_study_goes_on_to_the_same_result(home, first, tmp_path):
         place = tmp_path / str(after)
         assert ended(fork(lambda d=dies, p=place: luthier.run(a_recipe(home), folder=p, watch=d))) == -9
         seen = []
-        run = luthier.run(a_recipe(home), folder=place, watch=lambda e, s=seen: s.append(e["kind"]))
+        run = luthier.run(a_recipe(home), folder=place, watch=seen.append)
         assert rows(run) == rows(first[0])
-        assert seen.count("trial") == 6 - after  # what was judged is not judged again
+        assert len([e for e in seen if judged(e)]) == 6 - after  # what was judged is not judged again
+        trials = [r.step for r in Ledger(run.folder).records() if r.status == "trial"]
+        assert sorted(trials) == [f"short#{i}" for i in range(6)]  # nor told twice
         mine, whole = (load_file(r.path("short") / "model.safetensors") for r in (run, first[0]))
         assert all(torch.equal(mine[name], whole[name]) for name in whole)
 
@@ -120,15 +130,67 @@ def test_a_done_study_is_kept_and_a_longer_one_is_not(home, first):
     assert planned.steps["short"].search.items == 4
 
 
+def test_a_trial_that_was_judged_before_the_ledger_heard_of_it_is_told_later(home, first, tmp_path, monkeypatch):
+    """Killed between the storage and the ledger."""
+    tell = Evaluator._tell
+
+    def dies(self, done, here):
+        if done.number == 3:
+            die()
+        tell(self, done, here)
+
+    monkeypatch.setattr(Evaluator, "_tell", dies)
+    assert ended(fork(lambda: luthier.run(a_recipe(home), folder=tmp_path / "run"))) == -9
+    monkeypatch.setattr(Evaluator, "_tell", tell)
+    run = luthier.run(a_recipe(home), folder=tmp_path / "run")
+    trials = [r.step for r in Ledger(run.folder).records() if r.status == "trial"]
+    assert sorted(trials) == [f"short#{i}" for i in range(6)] and rows(run) == rows(first[0])
+
+
+def test_searches_of_one_recipe_judge_by_the_same_items(home, tmp_path):
+    made = a_recipe(home)
+    made["steps"]["other"] = json.loads(json.dumps(made["steps"]["short"]))
+    run = luthier.run(made, folder=tmp_path / "run")
+    assert rows(run, "other") == rows(run, "short")
+
+
+def test_what_another_process_has_judged_meanwhile_is_not_judged_again(home, tmp_path, monkeypatch):
+    """The other one begins after this one has looked at the storage, and is through before it judges anything."""
+    address = f"journal:{tmp_path / 'trials.log'}"
+    step = a_recipe(home, {"items": 3, "storage": address})
+    events, study = [], Drop.study
+
+    def late(self, *args):
+        monkeypatch.setattr(Drop, "study", study)
+        luthier.run(step, folder=tmp_path / "other")
+        return study(self, *args)
+
+    monkeypatch.setattr(Drop, "study", late)
+    run = luthier.run(step, folder=tmp_path / "run", watch=events.append)
+    assert len([e for e in events if judged(e)]) == 1  # the base's own
+    assert len(rows(run)) == 6
+
+
+def test_another_source_of_the_candidates_is_another_step(home, monkeypatch):
+    """What carries candidates out is part of what a search rests on."""
+    step = recipe.load(a_recipe(home)).steps["short"]
+    assert set(sources(step)) >= {"compress.drop", "compress.stitch", "eval.perplexity"}
+    before, known = claims_source("compress.drop"), catalogue.source_hash
+    changed = lambda id_: known(id_) + "x" * (id_ == "compress.stitch")
+    monkeypatch.setattr(_seeds, "source_hash", changed)
+    assert claims_source("compress.drop") != before
+
+
 def test_a_shared_storage_is_asked_first(home, tmp_path, first):
     address = f"journal:{tmp_path / 'trials.log'}"
     seen = []
     for place in ("a", "b"):
-        kinds = []
+        events = []
         run = luthier.run(a_recipe(home, {"items": 3, "storage": address}), folder=tmp_path / place,
-                          watch=lambda e, s=kinds: s.append(e["kind"]))  # fmt: skip
-        seen.append(kinds.count("trial"))
+                          watch=events.append)  # fmt: skip
+        seen.append(len([e for e in events if judged(e)]))
         assert rows(run) == rows(first[0])
+        assert len([r for r in Ledger(run.folder).records() if r.status == "trial"]) == 6
     assert seen == [6, 0]
     assert "storage" not in run.records["short"].config["search"]
 

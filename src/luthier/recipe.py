@@ -92,13 +92,13 @@ def load(source: str | Path | Mapping[str, Any], sets: Sequence[str] = (), name:
 
 
 def find(source: str | Path) -> Path:
-    """The file of a recipe: a path, a run folder, or the name of a shipped one."""
+    """The file of a recipe: the name of a shipped one, a path, or a run folder; ./NAME is never a shipped one."""
+    if str(source) in shipped():
+        return shipped()[str(source)]
     path = Path(source)
     for candidate in (path, path / "recipe.yaml"):
         if there(candidate) and candidate.is_file():
             return candidate
-    if str(source) in shipped():
-        return shipped()[str(source)]
     if there(path) and path.is_dir():
         raise LuthierError("is a folder without a recipe.yaml", where=str(source), do="give the file, or a run folder")
     near = path.suffix in (".yaml", ".yml") and there(path.parent)

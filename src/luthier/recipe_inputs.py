@@ -248,5 +248,6 @@ def is_adapter(path: Path) -> bool:
 
 
 def sources(step: Step) -> dict[str, str]:
-    """Method id to the hash of its file."""
-    return {m.id: catalogue.source_hash(m.id) for m in step.methods()}
+    """Method id to the hash of its file, of what the candidates of a Study are, too."""
+    ids = [id_ for m in step.methods() for id_ in (m.id, *getattr(m, "makes", ()))]
+    return {id_: catalogue.source_hash(id_) for id_ in ids}

@@ -148,9 +148,13 @@ class _Running:
         """The step's context; what it says of trials goes into the ledger, too."""
         context = self.inputs.context(step)
         watch = context.watch
+        known: set[str] = set()
+        if step.shape == "Study":
+            known |= {r.step for r in self.ledger.records() if r.hash == digest and r.status == "trial"}
 
         def heard(event: Mapping[str, Any]) -> None:
-            if event["kind"] == "trial":
+            if event["kind"] == "trial" and f"{step.name}#{event['number']}" not in known:
+                known.add(f"{step.name}#{event['number']}")
                 self._broke(self._trial(step, digest, event))
             watch(event)
 

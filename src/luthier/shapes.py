@@ -330,6 +330,8 @@ class Measure(Method, ABC, shape=True):
 class Study(Method, ABC, shape=True):
     """Drives other methods over trials or rounds, and leaves the best model it found."""
 
+    makes: ClassVar[tuple[str, ...]] = ()
+    """ids of the Transforms that its candidates are, beside those in its fields"""
     proposes: ClassVar[bool] = True
     """whether it asks for trials up to the budget, rather than going through a list of its own"""
     roles = ("base", "experts*", "data*")

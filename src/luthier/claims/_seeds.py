@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from luthier.catalogue import cards, code_hash, source_hash
+from luthier.catalogue import cards, code_hash, find, source_hash
 from luthier.checkpoint.atomic import write_file
 from luthier.claims import _judge
 from luthier.claims._claim import Claim, OutOfReach, file_of
@@ -111,7 +111,8 @@ def unseen_of(record: Mapping[str, Any] | None, of: str) -> Mapping[str, Any]:
 
 def source(id_: str) -> str:
     """Hash of what a verdict rests on: the method's code and the claim's."""
-    method = source_hash(id_) if id_ in cards() else ""
+    known = (id_, *getattr(find(id_), "makes", ())) if id_ in cards() else ()
+    method = " ".join(source_hash(one) for one in known)
     return hashlib.sha256(f"{method} {code_hash(file_of(id_))}".encode()).hexdigest()[:16]
 
 

@@ -49,6 +49,7 @@ class Drop(Study):
     max_length: Annotated[int, Range(8)] = 512
     """tokens of such an item at most"""
 
+    makes = ("compress.stitch",)
     proposes = False
     roles = ("base", "data*")
     reduces_to = Reduces({"layers": 0}, "base")

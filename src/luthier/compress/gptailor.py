@@ -63,6 +63,7 @@ class Gptailor(Study):
     last: Annotated[int, Range(0)] = 0
     """so many layers at the end always stay; as published, none"""
 
+    makes = ("compress.stitch",)
     roles = ("base", "experts*?", "data*")
     reduces_to = Reduces({"layers": 0, "pick": "base"}, "base")
     departures = (

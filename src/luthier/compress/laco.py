@@ -63,6 +63,7 @@ class Laco(Study):
     max_length: Annotated[int, Range(8)] = 512
     """tokens of such an item at most"""
 
+    makes = ("compress.stitch",)
     proposes = False
     roles = ("base", "data*")
     reduces_to = (

@@ -35,13 +35,21 @@ def suggested(trial: Any, name: str, among: Any) -> Any:
     return (trial.suggest_int if whole else trial.suggest_float)(name, among.low, among.high)
 
 
-def independent(sampler: str, past: Sequence[tuple[Any, float]], seed: int) -> Source:
-    """Optuna's "tpe", told of past trials and what they are worth, or "random"."""
+def independent(sampler: str, past: Sequence[tuple[Any, float, int | None]], seed: int) -> Source:
+    """Optuna's "tpe", told of past trials and what they are worth, or "random".
+
+    past: a trial, its worth, and after how many items it was stopped, None for one that saw them all. What stopped
+    trials were worth compares with nobody's but those that stopped there.
+    """
     optuna = optuna_()
     chosen = optuna.samplers.RandomSampler if sampler == "random" else optuna.samplers.TPESampler
     view = optuna.create_study(sampler=chosen(seed=seed))
-    for trial, value in past if sampler == "tpe" else ():
-        view.add_trial(optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, value=value))
+    states = optuna.trial.TrialState
+    for trial, value, stopped in past if sampler == "tpe" else ():
+        worth = {"value": value} if stopped is None else {"intermediate_values": {stopped: value}}
+        state = states.COMPLETE if stopped is None else states.PRUNED
+        known = {"params": trial.params, "distributions": trial.distributions}
+        view.add_trial(optuna.trial.create_trial(state=state, **known, **worth))
     trial = view.ask()
     return lambda name, among: suggested(trial, name, among)
 

@@ -13,6 +13,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from luthier.errors import unknown
 from luthier.flows import Ctx, Scalar
 
 PATIENCE = 3600.0
-"""Seconds after which a trial that somebody else began counts as dead."""
+"""Seconds after which a trial of somebody else's counts as dead, since it was last heard of."""
 MOMENT = 30.0
 """Seconds after which a trial that somebody else began and that has no place in the order yet counts as dead."""
 RUNNING, FINISHED = "RUNNING", ("COMPLETE", "PRUNED")
@@ -71,6 +72,10 @@ class Proposal:
         self.vector.append((made - low) / (high - low) if high > low else 0.5)
         return made
 
+    def alive(self) -> None:
+        """Say that it is still being looked at, lest somebody gives it up for dead."""
+        self._trials.alive(self._trial)
+
     def tell(
         self, candidate: str, rungs: Mapping[int, tuple[float, ...]], stopped: bool, seconds: float, parameters: int
     ) -> Done:
@@ -85,8 +90,8 @@ class Trials:
     """The trials of one study.
 
     storage: a folder's journal (a Path), "journal:PATH", or an SQL address such as "sqlite:///trials.db".
-    name: of the study in there; whoever gives the same name shares it.  owner: who asks; trials that this owner
-    left unfinished are given up.
+    name: of the study in there; whoever gives the same name shares it.  owner: who asks, on which machine; trials
+    that this owner left unfinished are given up.
     """
 
     def __init__(self, storage: Path | str, name: str, owner: str):
@@ -127,13 +132,19 @@ class Trials:
         """Trials to carry out, until `count` are finished, by whomever. See `flows.Budget.proposals`."""
         if sampler not in SAMPLERS:
             raise unknown("sampler", sampler, SAMPLERS)
+        waited = False
         while True:
             done = sum(d.ordinal >= 0 for d, _ in self._finished())
+            ctx.emit("progress", what="trials", done=min(done, count), total=count)
             if done >= count:
                 return
-            ctx.emit("progress", what="trials", done=done, total=count)
-            begun = self._begun(count) if done + self._others() < count else None
+            others = self._others()
+            begun = self._begun(count) if done + others < count else None
             if begun is None:  # somebody else has the last ones in hand
+                if not waited:
+                    many = f"waiting for {others} trial{'s' * (others != 1)} that others have in hand"
+                    ctx.emit("log", text=f"{many}; one that is silent for {PATIENCE / 60:.0f} minutes counts as dead")
+                waited = True
                 time.sleep(1.0)
                 continue
             trial, ordinal = begun
@@ -142,6 +153,12 @@ class Trials:
             seed = ctx.key("trial", ordinal) % 2**31
             source = self._source(sampler, rule, seed, size or 1, population)
             yield Proposal(self, trial, ordinal, given, source, rule, shown=sampler != "cmaes")
+
+    @kept
+    def alive(self, trial: Any) -> None:
+        """Write down when a trial of ours was last heard of."""
+        with suppress(self.optuna.exceptions.UpdateFinishedTrialError):
+            trial.set_user_attr("owner", {"name": self.owner, "since": time.time()})
 
     @kept
     def note(self, candidate: str, rungs: Mapping[int, tuple[float, ...]], seconds: float, parameters: int) -> Done:
@@ -237,7 +254,8 @@ class Trials:
                 self._evolving[size, population] = Evolving(size, population)
             return self._evolving[size, population].source([done for done, _ in past], scalar, seed)
         past.sort(key=lambda one: one[0].ordinal)
-        return independent(sampler, [(trial, scalar(done.values)) for done, trial in past], seed)
+        told = [(trial, scalar(done.values), done.items if done.stopped else None) for done, trial in past]
+        return independent(sampler, told, seed)
 
 
 def mean(values: Sequence[float]) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -67,6 +68,7 @@ def run_study(
     depths = [1 + max(i.layer for i in m.tensors.values() if i.layer is not None) for m in (base, *experts)]
     space = Space(depths[0], tuple(depths[1:]), tuple(Path(e.path).name for e in experts))
     table = method.study(space, evaluator, evaluator, ctx.with_(roles={**ctx.roles, "data": list(data)}))
+    evaluator.tell_all()
     chosen = table.where(chosen=True)
     if len(chosen) != 1:
         raise LuthierError(f"chose {len(chosen)} candidates", where=method.id)
@@ -101,9 +103,10 @@ class Evaluator:
     ):  # fmt: skip
         self.spec, self.ctx, self.id = spec, ctx, method.id
         self.threads = threads or torch.get_num_threads()
-        name = _name(method, base, experts, data, spec, ctx)
-        self._trials = Trials(spec.storage or folder / "trials.log", name, owner=str(folder.resolve()))
         self._data = [_drawn(source, spec.items, ctx) for source in data]
+        name = _name(method, base, experts, self._data, spec, ctx)
+        owner = f"{platform.node()}:{folder.resolve()}"
+        self._trials = Trials(spec.storage or folder / "trials.log", name, owner)
         self.items = max(len(some.test) for some in self._data)
         self.rungs = spec.rungs(self.items)
         dtype = working(next(i.dtype for i in base.tensors.values() if i.dtype.is_floating_point), ctx.device)
@@ -113,6 +116,7 @@ class Evaluator:
         several = (self._base, *self._experts)
         self.trunk = Trunk(m.read_flat(n, 0, i.numel).view(i.shape) for m in several for n, i in m.tensors.items())
         self.objectives: tuple[str, ...] = ()
+        self._told: set[int] = set()
         self.base = self._first()
 
     @property
@@ -134,7 +138,7 @@ class Evaluator:
     def __call__(self, candidate: Transform, proposal: Any = None) -> tuple[float, ...] | None:
         """See `flows.Evaluate`."""
         text = text_of(candidate)
-        known = self._known.get(text)
+        known = self._known.get(text) or self._judged_elsewhere(text)
         if known:
             if proposal is not None:
                 self._put(proposal, text, known.rungs, False, 0.0, known.parameters)
@@ -150,6 +154,11 @@ class Evaluator:
         self._known[text] = done
         return done.values
 
+    def _judged_elsewhere(self, text: str) -> Done | None:
+        """What another process has found of a candidate meanwhile."""
+        found = next((d for d in self._trials.finished() if d.candidate == text and not d.stopped), None)
+        return found and self._known.setdefault(text, found)
+
     @contextmanager
     def open(self, candidate: Transform) -> Iterator[tuple[Any, Any]]:
         """See `flows.Evaluate`."""
@@ -159,7 +168,11 @@ class Evaluator:
     def table(self, chosen: Transform, notes: Sequence[str] = (), beside: Any = None) -> Table:
         """See `flows.Evaluate`."""
         rows, taken = [], text_of(chosen)
+        listed: set[str] = set()
         for done in [self.base, *(d for d in self._trials.finished() if d.candidate)]:
+            if done.ordinal < 0 and done.candidate in listed:  # two processes looked at it at once
+                continue
+            listed |= {done.candidate} if done.ordinal < 0 else set()
             best = done.candidate == taken and not done.stopped and not any(r["chosen"] for r in rows)
             head = {"trial": len(rows), "state": "stopped" if done.stopped else "whole", "items": done.items}
             rest = {"parameters": done.parameters, "seconds": done.seconds, "chosen": best, "candidate": done.candidate}
@@ -167,7 +180,7 @@ class Evaluator:
             rows.append(head | dict(zip(self.objectives, done.values, strict=True)) | rest | more)
         if not any(row["chosen"] for row in rows):
             raise LuthierError("the chosen candidate was never judged", where=self.id)
-        looked = sum(row["items"] for row in rows)
+        looked = sum(min(row["items"], len(some.test)) for row in rows for some in self._data)
         many, took = "s" * (len(rows) != 2), sum(row["seconds"] for row in rows)
         cost = f"{len(rows) - 1} candidate{many}, {looked} looks at an item, {took:.0f} s"
         return Table.from_dicts(rows, (*notes, cost))
@@ -192,20 +205,22 @@ class Evaluator:
         found: dict[int, tuple[float, ...]] = {}
         sums = Sums()
         for rung in self.rungs if proposal is not None else (self.items,):
-            self._look(model, tokenizer, sums, rung)
+            self._look(model, tokenizer, sums, rung, proposal)
             values = sums.values()
             found[rung] = tuple(values[name] for name in self.objectives)
             if rung < self.items and proposal is not None and self._behind(found[rung], rung, proposal.scalar):
                 return found, True
         return found, False
 
-    def _look(self, model: Any, tokenizer: Any, sums: Sums, upto: int) -> None:
+    def _look(self, model: Any, tokenizer: Any, sums: Sums, upto: int, proposal: Any = None) -> None:
         subject = Subject_("candidate", model, tokenizer)
         parts = [Some(d.inner, d.test[sums.items : upto], d.train) for d in self._data]
         parts = [part for part in parts if part.test]
         quiet = self.ctx.with_(watch=None)
         with torch.inference_mode():
             for measure in self.spec.measures:
+                if proposal is not None:
+                    proposal.alive()
                 for row in measure.measure([subject], parts, quiet).dicts():
                     sums.add(row)
         sums.items = upto
@@ -226,24 +241,42 @@ class Evaluator:
             done = proposal.tell(text, rungs, stopped, seconds, parameters)
         else:
             done = self._trials.note(text, rungs, seconds, parameters)
-        self.ctx.emit(
-            "trial", number=done.number, params=dict(done.params), items=done.items, stopped=stopped, seconds=seconds,
-            candidate=text, values=dict(zip(self.objectives, done.values, strict=True)),
-        )  # fmt: skip
+        self._tell(done, here=True)
         return done
 
+    def _tell(self, done: Done, here: bool) -> None:
+        self._told.add(done.number)
+        self.ctx.emit(
+            "trial", number=done.number, params=dict(done.params), items=done.items, stopped=done.stopped,
+            seconds=done.seconds, candidate=done.candidate, here=here,
+            values=dict(zip(self.objectives, done.values, strict=True)),
+        )  # fmt: skip
 
-def _name(method: Study, base: Any, experts: Sequence[Any], data: Sequence[Any], spec: SearchSpec, ctx: Context) -> str:
+    def tell_all(self) -> None:
+        """Of the trials that others made, too, and of those that we died over."""
+        for done in self._trials.finished():
+            if done.number not in self._told:
+                self._tell(done, here=False)
+
+
+def _name(
+    method: Study, base: Any, experts: Sequence[Any], data: Sequence[Some], spec: SearchSpec, ctx: Context
+) -> str:  # fmt: skip
     """What makes two searches the same one: everything but how long, and where it is kept."""
     science = {k: v for k, v in spec.to_dict().items() if k not in ("trials", "storage")}
-    sources = [d.hash() if hasattr(d, "hash") else [d.name, [i.id for i in d.train]] for d in data]
+    sources = []
+    for some in data:
+        content = some.inner.hash() if hasattr(some.inner, "hash") else some.name
+        sources.append([content, [item.id for item in (*some.test, *some.train)]])
     parts = [__version__, method.to_dict(), science, ctx.seed, [m.hash() for m in (base, *experts)], sources]
     return f"{method.id} {hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]}"
 
 
 def _drawn(source: Any, count: int, ctx: Context) -> Some:
-    """`count` training items with something to predict, drawn by seed, step and source, and the others."""
-    order = torch.randperm(len(source.train), generator=ctx.rng("items", source.name)).tolist()
+    """`count` training items with something to predict, and the others. All searches of a recipe judge by the same:
+    they are drawn by seed and source."""
+    generator = ctx.with_(step="search").rng("items", source.name)
+    order = torch.randperm(len(source.train), generator=generator).tolist()
     usable = [source.train[i] for i in order]
     usable = [item for item in usable if item.prompt is None or item.answer is not None]
     if not usable:

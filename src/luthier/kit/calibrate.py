@@ -23,7 +23,7 @@ ROWS = 64
 def drawn(source: Data, tokenizer: Any, count: int, max_length: int, ctx: Ctx) -> list[tuple[str, Row]]:
     """(id, row) of `count` training items with something to predict, or of as many as there are.
 
-    Which ones depends on the seed and the source alone, so that experts that share data see the same items. None
+    Which ones depends on the seed, the step and the source, so that experts that share data see the same items. None
     comes twice.
     """
     order = torch.randperm(len(source.train), generator=ctx.rng("items", source.name)).tolist()

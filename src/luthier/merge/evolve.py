@@ -91,6 +91,7 @@ class Evolve(Study):
     by: Literal["cmaes", "random"] = "cmaes"
     """the evolution strategy, or candidates drawn from the same ranges, to hold it against"""
 
+    makes = ("compress.stitch",)
     roles = ("base", "experts*", "data*")
     reduces_to = (
         Reduces({"merge": "merge.task_arithmetic", "ranges": {"weights": [1.0, 1.0]}}, "merge.task_arithmetic"),
