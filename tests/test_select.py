@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.kit import select
+from luthier.kit.bracket import Bracket
 from luthier.kit.select import kept, largest, trim
 
 
@@ -21,6 +22,17 @@ def stream_of(members, stretch, sampled=1):
                 yield [m[start : start + stretch].clone() for m in members]
 
     return stream
+
+
+class Counted:
+    """A stream that counts how often all of it is looked at."""
+
+    def __init__(self, stream):
+        self.stream, self.passes = stream, 0
+
+    def __call__(self, sample):
+        self.passes += not sample
+        return self.stream(sample)
 
 
 def slow(values, keep):
@@ -39,16 +51,21 @@ def test_every_way_equals_a_sort(values, stretch, data):
     wanted = [slow(m, k) for m, k in zip(members, keep, strict=True)]
     stream = stream_of(members, stretch, sampled=3)
     assert largest(stream, keep, len(values)) == wanted
-    assert select._by_bits(stream, keep) == wanted
-    before = select.SMALL, select.KEPT, select.SPREAD, select.THIN, select.FEW, select.SPARSE
-    try:
-        ways = [(0, 1 << 22, 0.3), (0, 1 << 22, 0.0), (0, 2, 0.3), (1 << 20, 2, 0.3)]
-        for (small, room, spread), sparse in itertools.product(ways, (1, 5)):
-            select.SMALL, select.KEPT, select.SPREAD, select.THIN = small, room, spread, 2
-            select.FEW, select.SPARSE = 1, sparse
+    with pytest.MonkeyPatch.context() as patch:
+        ways = [(0, 1 << 20, 0.3), (0, 1 << 20, 0.0), (0, 2, 0.3), (1 << 20, 2, 0.3)]
+        for (small, room, spread), sparse, bins in itertools.product(ways, (1, 5), (2, 1 << 10, 1 << 20)):
+            named = {
+                "SMALL": small,
+                "KEPT": room,
+                "BINS": bins,
+                "SPREAD": spread,
+                "THIN": 2,
+                "FEW": 1,
+                "SPARSE": sparse,
+            }
+            for name, value in named.items():
+                patch.setattr(select, name, value)
             assert largest(stream, keep, len(values)) == wanted
-    finally:
-        select.SMALL, select.KEPT, select.SPREAD, select.THIN, select.FEW, select.SPARSE = before
 
 
 def many(seed, count):
@@ -58,12 +75,46 @@ def many(seed, count):
 
 @pytest.mark.parametrize("density", [0.001, 0.2, 0.5, 0.999])
 def test_a_sample_is_enough(monkeypatch, density):
-    """Mixed stretches: the bracket holds the answer, no histogram is needed."""
+    """Mixed stretches: the bracket holds the answer; where there is no room for what lies inside, a bin of it does."""
     monkeypatch.setattr(select, "SMALL", 0)
-    monkeypatch.setattr(select, "_by_bits", None)
     values = many(1, 1 << 18)
     keep = kept(density, len(values))
-    assert largest(stream_of([values], 1 << 11, 8), [keep], len(values)) == [slow(values, keep)]
+    for room, passes in ((1 << 20, 1), (1 << 9, 2)):
+        monkeypatch.setattr(select, "KEPT", room)
+        stream = Counted(stream_of([values], 1 << 11, 8))
+        assert largest(stream, [keep], len(values)) == [slow(values, keep)]
+        assert stream.passes == passes
+
+
+def test_small_tensors_do_not_widen_the_bracket(monkeypatch):
+    """Norms, whose few entries are unlike the matrices', hardly count among these."""
+    monkeypatch.setattr(select, "SMALL", 0)
+    monkeypatch.setattr(select, "KEPT", 1 << 17)
+    values, norms = many(1, 1 << 18).view(64, -1), torch.full((64, 16), 9.0)
+    whole = torch.cat([values, norms], 1)
+
+    def stream(sample):
+        for row in range(0, 64, 4 if sample else 1):
+            yield [values[row].clone()]
+            yield [norms[row].clone()]
+
+    counted = Counted(stream)
+    assert largest(counted, [50_000], whole.numel()) == [slow(whole.flatten(), 50_000)]
+    assert counted.passes == 1
+
+
+@pytest.mark.parametrize("bins", [1 << 20, 1 << 16, 1 << 8])
+def test_few_passes_whatever_the_sample_says(monkeypatch, bins):
+    """A sample that says nothing true costs one pass more, and as many as the bins need."""
+    monkeypatch.setattr(select, "SMALL", 0)
+    monkeypatch.setattr(select, "KEPT", 100)
+    monkeypatch.setattr(select, "BINS", bins)
+    values = many(2, 1 << 14).view(-1, 1 << 10)
+    values[::4] *= 1e-6
+    values = values.reshape(-1)
+    stream = Counted(stream_of([values], 1 << 10, 4))
+    assert largest(stream, [5000], len(values)) == [slow(values, 5000)]
+    assert stream.passes <= {1 << 20: 3, 1 << 16: 3, 1 << 8: 5}[bins]
 
 
 def test_a_misleading_sample_is_found_out(monkeypatch):
@@ -88,14 +139,15 @@ def test_in_memory_a_sample_finds_it_too(rank, steps):
 def test_a_plateau_is_counted_and_nothing_kept(monkeypatch):
     """A share that is amid equal values needs no room; one that only looks so is found by a second pass."""
     monkeypatch.setattr(select, "SMALL", 0)
-    monkeypatch.setattr(select, "_by_bits", None)
     values = (many(6, 1 << 17) * 4).round() / 4
     amid = slow(values, 1 << 16)
     above, reached = int((values > amid).sum()), int((values >= amid).sum())
     for keep in (above + 1, (above + reached) // 2, reached):
         assert largest(stream_of([values], 1 << 11, 8), [keep], len(values)) == [amid]
     monkeypatch.setattr(select, "KEPT", 0)
-    assert largest(stream_of([values], 1 << 11, 8), [(above + reached) // 2], len(values)) == [amid]
+    monkeypatch.setattr(Bracket, "_bin", None)
+    stream = Counted(stream_of([values], 1 << 11, 8))
+    assert largest(stream, [(above + reached) // 2], len(values)) == [amid] and stream.passes == 1
     monkeypatch.undo()
     monkeypatch.setattr(select, "SMALL", 0)
     values.view(-1, 1 << 11)[::8] = 7.0
@@ -141,11 +193,12 @@ def test_stretches_that_disagree_widen_the_bracket(monkeypatch, sure):
     """Each stretch has a spread of its own, as tensors of a model have: what is sampled differs from the rest."""
     monkeypatch.setattr(select, "SMALL", 0)
     monkeypatch.setattr(select, "SURE", sure)
-    histograms, by_bits = [], select._by_bits
-    monkeypatch.setattr(select, "_by_bits", lambda *given: histograms.append(given) or by_bits(*given))
+    passes = set()
     for seed in range(12):
         spread = torch.randn(128, 1, generator=torch.Generator().manual_seed(seed)).mul(2).exp()
         values = (many(seed, 1 << 15).view(128, -1) * spread).reshape(-1)
         keep = kept(0.3, len(values))
-        assert largest(stream_of([values], 1 << 8, 8), [keep], len(values)) == [slow(values, keep)]
-    assert bool(histograms) == (sure == 0)
+        stream = Counted(stream_of([values], 1 << 8, 8))
+        assert largest(stream, [keep], len(values)) == [slow(values, keep)]
+        passes.add(stream.passes)
+    assert (passes == {1}) == (sure > 0)

@@ -50,21 +50,13 @@ def test_the_kth_largest_of_any_stream_is_that_of_a_sort(given_):
     assert select.largest(stream_of(members, cuts), keep, len(members[0])) == want
 
 
-@given(streams())
+@given(streams(), st.integers(1, 8), st.integers(1, 20))
 @often(60)
-def test_the_way_by_histograms_is_the_same(given_):
-    members, cuts, keep = given_
-    want = [kth(m, k) for m, k in zip(members, keep, strict=True)]
-    assert select._by_bits(stream_of(members, cuts), keep) == want
-
-
-@given(streams(), st.integers(1, 8))
-@often(60)
-def test_brackets_from_a_sample_are_the_same(given_, kept):
-    """Small limits, so that the bracket misses or overflows and the slow way has to take over."""
+def test_brackets_from_a_sample_are_the_same(given_, kept, bits):
+    """Small limits, so that the bracket misses, or what lies inside is binned and looked at again."""
     members, cuts, keep = given_
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("SMALL", 0), ("KEPT", kept), ("THIN", 1)):
+        for name, value in (("SMALL", 0), ("KEPT", kept), ("BINS", 1 << bits), ("THIN", 1)):
             patch.setattr(select, name, value)
         got = select.largest(stream_of(members, [0, *cuts]), keep, len(members[0]))
     assert got == [kth(m, k) for m, k in zip(members, keep, strict=True)]

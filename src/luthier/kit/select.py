@@ -2,9 +2,7 @@
 Of rows that are at hand: the same, and every entry's rank.
 
 A sample gives a bracket that almost surely holds the answer; one pass then counts what lies above the
-bracket and keeps what lies inside. Should the answer lie elsewhere, or too much inside, two passes of
-histograms find it for certain: of the upper 16 bits of every magnitude, then of the lower 16 of those
-in the right bin, since non-negative floats are ordered like their bits.
+bracket and keeps or bins what lies inside. Should the answer lie elsewhere, the counts say where.
 """
 
 from __future__ import annotations
@@ -16,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from luthier.kit.bracket import Bracket, rank_
 from luthier.kit.compiled import flat, kernels
 
 SMALL = 1 << 20
 """Streams up to this many entries are gathered in memory."""
-KEPT = 1 << 22
-"""Entries kept inside a bracket, at most."""
+KEPT, BINS, TOGETHER = 1 << 20, 1 << 20, 1 << 23
+"""Entries kept inside a member's bracket, bins for them if there are more, and either for all members together."""
 THIN = 7
 """Of a sampled stretch one entry in so many is looked at: it is stretches that differ. A width is no multiple of it."""
 FEW, SPARSE = 1 << 14, 61
@@ -122,15 +121,26 @@ def largest(stream: Stream, keep: Sequence[int], count: int) -> list[float]:
     if count <= SMALL:
         return _gathered(stream, keep, count)
     samples = list(zip(*([m_N[::THIN].clone() for m_N in stretch] for stretch in stream(True)), strict=True))
-    found: list[float | None] = [None] * len(keep)
-    for lumps in (True, False):  # what a lump has missed, a bracket of some width finds
-        wanted = [n for n, f in enumerate(found) if f is None]
-        brackets = {n: _guess(samples[n], keep[n], count, lumps) for n in wanted}
-        for stretch in stream(False) if wanted else ():
-            for n, bracket in brackets.items():
+    share = max(1, TOGETHER // len(keep))
+    room = min(KEPT, share), 1 << min(BINS, share).bit_length() - 1
+    open_ = {n: _guess(samples[n], k, count, room, lumps=True) for n, k in enumerate(keep)}
+    found: dict[int, float] = {}
+    lumps = {n for n, bracket in open_.items() if bracket.low == bracket.high}
+    while open_:
+        for stretch in stream(False):
+            for n, bracket in open_.items():
                 bracket.add(stretch[n])
-        found = [brackets[n].answer() if f is None else f for n, f in enumerate(found)]
-    return [f for f in found if f is not None] if None not in found else _by_bits(stream, keep)
+        missed: dict[int, Bracket] = {}
+        for n, bracket in open_.items():
+            if (answer := bracket.answer()) is not None:
+                found[n] = answer
+            elif n in lumps:  # it was none after all
+                missed[n] = _guess(samples[n], keep[n], count, room, lumps=False)
+                lumps.remove(n)
+            else:
+                missed[n] = bracket.narrower()
+        open_ = missed
+    return [found[n] for n in range(len(keep))]
 
 
 def _gathered(stream: Stream, keep: Sequence[int], count: int) -> list[float]:
@@ -156,7 +166,7 @@ def _ranks_(magnitudes: Tensor, ranks: Sequence[int]) -> dict[int, float]:
     found = {0: math.inf}
     for rank in set(ranks) - {0}:
         near = _bracketed(magnitudes, rank) if magnitudes.device.type == "cpu" else None
-        found[rank] = _rank_(magnitudes, rank) if near is None else near
+        found[rank] = rank_(magnitudes, rank) if near is None else near
     return found
 
 
@@ -175,122 +185,34 @@ def _bracketed(magnitudes: Tensor, rank: int) -> float | None:
     low = float(values[first]) if first > 0 else -1.0
     middle, high = float(values[min(place, bits.size - 1)]), float(values[last]) if last < bits.size else math.inf
     for least, most in ((middle, middle), (low, high)):  # the first is many of one value, or misses and is cheap
-        bracket = Bracket(rank, count, least, most)
+        bracket = Bracket(rank, least, most, count, 2)
         bracket.add(magnitudes)
         if (found := bracket.answer()) is not None:
             return found
     return None
 
 
-class Bracket:
-    """Counts of a stream around an interval from low to high, and what lies inside it, up to `room`.
-
-    ends: whether what equals low or high lies inside, which saves passes where these are few; else it is counted.
-    """
-
-    def __init__(self, keep: int, room: int, low: float, high: float, ends: bool = False):
-        self.keep, self.room, self.low, self.high, self.ends = keep, room, low, high, ends
-        self.above = self.from_high = self.from_low = self.held = 0
-        self.inside: Tensor | None = None
-
-    def add(self, magnitude_N: Tensor) -> None:
-        """Take in a stretch of the stream."""
-        above, from_high, from_low, inside = _split(magnitude_N, self.low, self.high, self.ends)
-        self.above += above
-        self.from_high += from_high
-        self.from_low += from_low
-        if self.inside is None:  # one block: thousands of small ones would scatter over the heap
-            self.inside = magnitude_N.new_empty(self.room)
-        if self.held + inside.numel() <= self.room:
-            self.inside[self.held : self.held + inside.numel()] = inside
-        self.held += inside.numel()
-
-    def answer(self) -> float | None:
-        """The keep-th largest, or None if it lies outside [low, high] or too much lies inside."""
-        if self.keep == 0:
-            return math.inf
-        if not self.above < self.keep <= self.from_low:
-            return None
-        if self.keep <= self.from_high:
-            return self.high
-        if self.keep > self.from_high + self.held:
-            return self.low
-        if self.inside is None or self.held > self.room:
-            return None
-        return _rank_(self.inside[: self.held], self.keep - self.from_high)
-
-
-def _split(magnitude_N: Tensor, low: float, high: float, ends: bool = False) -> tuple[int, int, int, Tensor]:
-    """How many are > high, >= high, >= low, and those strictly between; with `ends`, on the CPU, how many are > high
-    twice, >= low, and those between, both ends included."""
-    if magnitude_N.device.type == "cpu":  # numpy compares and compresses some ten times faster than torch
-        values, count = magnitude_N.numpy(), np.count_nonzero
-        if low == high:
-            from_low = int(count(values >= low))
-            return int(count(values > high)), from_low, from_low, magnitude_N[:0]
-        if ends:
-            within = values >= low
-            from_low = int(count(within))
-            inside = torch.from_numpy(np.compress(np.logical_and(within, values <= high, out=within), values))
-            return from_low - inside.numel(), from_low - inside.numel(), from_low, inside
-        over, under = values > low, values < high
-        from_high, from_low = values.size - int(count(under)), int(count(over)) + int(count(values == low))
-        inside = torch.from_numpy(np.compress(np.logical_and(over, under, out=over), values))
-        return from_high - int(count(values == high)), from_high, from_low, inside
-    over, from_high, from_low = magnitude_N > high, magnitude_N >= high, magnitude_N >= low
-    return int(over.sum()), int(from_high.sum()), int(from_low.sum()), magnitude_N[(magnitude_N > low) & ~from_high]
-
-
-def _rank_(magnitudes: Tensor, rank: int) -> float:
-    """The rank-th largest of flat magnitudes, by partition rather than sort; they are left reordered."""
-    place = magnitudes.numel() - rank
-    if magnitudes.device.type == "cpu":
-        magnitudes.numpy().view(np.int32).partition(place)  # ordered like the floats, and three times faster
-        return float(magnitudes[place])
-    return float(magnitudes.kthvalue(place + 1).values)
-
-
-def _guess(stretches: Sequence[Tensor], keep: int, count: int, lumps: bool) -> Bracket:
+def _guess(stretches: Sequence[Tensor], keep: int, count: int, room: tuple[int, int], lumps: bool) -> Bracket:
     """A bracket between two quantiles of the sample on either side of the wanted one; with `lumps` that one alone,
-    which costs little to count, if it is likely to be many of one value."""
+    which costs little to count, if it is likely to be many of one value. room: a Bracket's `room` and `bins`."""
     stretches = [stretch_N for stretch_N in stretches if stretch_N.numel()]
     if not stretches:
-        return Bracket(keep, min(count, KEPT), -1.0, math.inf)
+        return Bracket(keep, -1.0, math.inf, *room)
     sample = torch.cat(stretches)
     size = sample.numel()
-    middle = _rank_(sample, min(size, int(keep / count * size) + 1))
-    shares = [float((stretch_N >= middle).float().mean()) for stretch_N in stretches]
-    spread = SPREAD * 2 * math.sqrt(keep / count * (1 - keep / count))
-    width = max(spread, SURE * float(np.std(shares))) / math.sqrt(len(stretches)) + 2 / size
-    first, last = int((keep / count - width) * size), int((keep / count + width) * size) + 1
-    high = math.inf if first < 1 else _rank_(sample, first)
-    low = -1.0 if last > size else _rank_(sample, last)
+    share = keep / count
+    middle = rank_(sample, min(size, int(share * size) + 1))
+    sizes = np.array([stretch_N.numel() for stretch_N in stretches])
+    shares = np.array([float((stretch_N >= middle).float().mean()) for stretch_N in stretches])
+    weights = sizes / sizes.sum()  # a norm's few entries say less than a matrix's
+    spread = SPREAD * 2 * math.sqrt(share * (1 - share) * float((weights**2).sum()))
+    error = math.sqrt(float((weights**2 * (shares - shares @ weights) ** 2).sum()))
+    width = max(spread, SURE * error) + 2 / size
+    first, last = int((share - width) * size), int((share + width) * size) + 1
+    high = math.inf if first < 1 else rank_(sample, first)
+    low = -1.0 if last > size else rank_(sample, last)
     above, reached = (float(compared.float().mean()) for compared in (sample > middle, sample >= middle))
-    if lumps and above + width / 2 < keep / count < reached - width / 2:
+    if lumps and above + width / 2 < share < reached - width / 2:
         low = high = middle
     many = float(((sample == low) | (sample == high)).float().mean()) > LUMP
-    return Bracket(keep, min(count, KEPT), low, high, ends=low < middle < high and not many)
-
-
-def _by_bits(stream: Stream, keep: Sequence[int]) -> list[float]:
-    """The same by histograms of 16 bits at a time."""
-    bins = [torch.zeros(1 << 16, dtype=torch.int64) for _ in keep]
-    for stretch in stream(False):
-        for total, magnitude_N in zip(bins, stretch, strict=True):
-            total += torch.bincount(magnitude_N.view(torch.int32) >> 16, minlength=1 << 16).cpu()
-    upper = [_bin(total, k) for total, k in zip(bins, keep, strict=True)]
-    rest = [k - int(total[u + 1 :].sum()) for total, k, u in zip(bins, keep, upper, strict=True)]
-    bins = [torch.zeros_like(total) for total in bins]
-    for stretch in stream(False):
-        for total, magnitude_N, u in zip(bins, stretch, upper, strict=True):
-            bits = magnitude_N.view(torch.int32)
-            total += torch.bincount(bits[bits >> 16 == u] & 0xFFFF, minlength=1 << 16).cpu()
-    bits = [(u << 16) | _bin(total, k) for total, k, u in zip(bins, rest, upper, strict=True)]
-    values = torch.tensor(bits, dtype=torch.int32).view(torch.float32).tolist()
-    return [v if k else math.inf for v, k in zip(values, keep, strict=True)]
-
-
-def _bin(total: Tensor, keep: int) -> int:
-    """The bin that holds the keep-th entry, counted from the last bin."""
-    reached = total.flip(0).cumsum(0) >= max(keep, 1)
-    return total.numel() - 1 - int(reached.int().argmax())
+    return Bracket(keep, low, high, *room, ends=low < middle < high and not many)
