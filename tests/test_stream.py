@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -368,8 +370,50 @@ def test_memory_does_not_grow_with_experts():
             held = [Memory(tensors)] * experts
             inputs = stream._prepare(Looks(), held[0], held, torch.device("cpu"), 64 << 20, threads)
             assert inputs.batch % CHUNK == 0 and CHUNK <= inputs.batch <= stream.BATCH
-            assert inputs.batch == CHUNK or threads * inputs.batch * 8 * (experts + 1) <= 64 << 20
+            assert inputs.threads * inputs.batch * stream.HELD * (experts + 1) <= 64 << 20
     assert stream._prepare(Looks(), held[0], held, torch.device("cpu"), 1, 1).batch == CHUNK
+
+
+def test_whole_tensors_in_hand_at_once_are_bounded():
+    """Fewer threads rather than more memory; one tensor that is larger than that is still one."""
+    tensors = {"a": torch.zeros(1 << 20)}
+    held = [Memory(tensors)] * 2
+    whole = (1 << 20) * 2 * stream.HELD
+    for memory, threads in ((4 * whole, 4), (3 * whole, 3), (whole, 1), (1, 1)):
+        inputs = stream._prepare(Looks(by="tensor"), held[0], held[1:], torch.device("cpu"), memory, 4)
+        assert (inputs.granularity, inputs.threads) == ("tensor", threads)
+
+
+MERGE = """
+import resource, sys
+from pathlib import Path
+import luthier
+from luthier.catalogue import load
+from luthier.checkpoint.reader import Checkpoint
+from luthier.engine.stream import run_transform
+from luthier.kit.context import Context
+base, *experts = map(Checkpoint.open, sorted(Path(sys.argv[2]).iterdir()))
+method, peak = load(sys.argv[1]), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+run_transform(method, base, experts[:1], sys.argv[3], Context(), memory=1, threads=1)  # everything is imported now
+before = peak()
+run_transform(method, base, experts, sys.argv[3], Context(), memory=48 << 20, threads=2)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are counted in KiB there")
+@pytest.mark.parametrize("use", ["merge.ties", "merge.dare", "merge.breadcrumbs"])
+def test_a_merge_stays_below_the_memory_it_was_given(use, tmp_path):
+    """Seventeen models of 3.2 million entries in a process of its own, which grows by 48 MiB at most."""
+    gen = torch.Generator().manual_seed(0)
+    for number in range(17):
+        (folder := tmp_path / "models" / f"m{number:02}").mkdir(parents=True)
+        tensor = (torch.randn(1600, 2000, generator=gen) * 0.02).bfloat16()
+        save_file({"model.layers.0.mlp.up_proj.weight": tensor}, folder / "model.safetensors", {"format": "pt"})
+        (folder / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1}')
+    command = [sys.executable, "-c", MERGE, use, str(tmp_path / "models"), str(tmp_path / "out")]
+    grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert grown <= 48
 
 
 def test_a_plan_may_leave_tensors_out(folders, tmp_path):

@@ -38,6 +38,8 @@ from luthier.shapes import Transform
 
 __all__ = ["Plan", "plan_transform", "put_transform", "run_transform", "transform_tensors"]
 
+HELD = 16
+"""Bytes of an entry of one model that a thread has in hand: as it was read, in fp32, and what a method makes of it."""
 NS = 6.0
 """Rough time of one entry of one model on one core, all passes together: for the plan only."""
 
@@ -231,8 +233,9 @@ def _prepare(
     reference = _reference(base, experts)
     floats = {n: i for n, i in reference.tensors.items() if i.dtype.is_floating_point}
     threads = threads or torch.get_num_threads()
-    room = memory // (threads * 8 * (len(experts) + 1))  # raw bytes and fp32 of every model
-    batch = max(CHUNK, min(BATCH, room // CHUNK * CHUNK))
+    each = HELD * (len(experts) + 1)
+    threads = max(1, min(threads, memory // (CHUNK * each)))
+    batch = max(CHUNK, min(BATCH, memory // (threads * each) // CHUNK * CHUNK))
     config = getattr(reference, "config", {})
     inputs = Inputs(
         base, tuple(experts), floats, method.granularity, method.unit, config, device, threads, batch, roles=roles or {}
@@ -241,8 +244,9 @@ def _prepare(
     for expert in experts if not inputs.reads else ():
         _check_alike(reference, expert)
     check_shapes(inputs, method.id)
+    threads = max(1, min(threads, memory // (HELD * max(1, inputs.held))))
     doubtful = dict.fromkeys(note for expert in experts for note in doubts(reference, expert))
-    return replace(inputs, notes=(*inputs.notes, *doubtful))
+    return replace(inputs, threads=threads, notes=(*inputs.notes, *doubtful))
 
 
 def _check_alike(reference: Source, expert: Source) -> None:

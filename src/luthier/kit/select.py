@@ -18,7 +18,7 @@ from luthier.kit.bracket import Bracket, rank_
 from luthier.kit.compiled import flat, kernels
 
 SMALL = 1 << 20
-"""Streams up to this many entries are gathered in memory."""
+"""Streams up to this many entries are gathered in memory, shorter ones where there are many members."""
 KEPT, BINS, TOGETHER = 1 << 20, 1 << 20, 1 << 23
 """Entries kept inside a member's bracket, bins for them if there are more, and either for all members together."""
 THIN = 7
@@ -118,7 +118,7 @@ def largest(stream: Stream, keep: Sequence[int], count: int) -> list[float]:
 
     Entries >= the result number at least `keep`; more only where some equal it.
     """
-    if count <= SMALL:
+    if count <= min(SMALL, TOGETHER // max(1, len(keep))):
         return _gathered(stream, keep, count)
     samples = list(zip(*([m_N[::THIN].clone() for m_N in stretch] for stretch in stream(True)), strict=True))
     share = max(1, TOGETHER // len(keep))
