@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from ties import changed
+from merge_inputs import changed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luthier.checkpoint.reader import Checkpoint

@@ -3,6 +3,8 @@
 import json
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.checkpoint.expert import open_expert
-from luthier.checkpoint.header import read_header
+from luthier.checkpoint.header import read_header, read_json
 from luthier.checkpoint.reader import Checkpoint, check_finite
 from luthier.checkpoint.resolve import resolve
 from luthier.checkpoint.writer import copy_sidecars, write_folder
@@ -198,6 +200,34 @@ def test_a_link_out_of_the_folder(tmp_path):
     path = folder(tmp_path / "m")
     (path / "model.safetensors").symlink_to(real / "model.safetensors")
     refused(path, "link out of its folder")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "link"])
+def test_an_index_that_is_no_file_of_the_folder(tmp_path, kind):
+    """A pipe would block and a device never end; this process may take no more memory than it has and a little."""
+    path, _ = sharded(tmp_path / "m")
+    index = path / "model.safetensors.index.json"
+    text = index.read_text()
+    index.unlink()
+    if kind == "pipe":
+        os.mkfifo(index)
+    elif kind == "device":
+        index.symlink_to("/dev/zero")
+    else:
+        (tmp_path / "elsewhere.json").write_text(text)
+        index.symlink_to(tmp_path / "elsewhere.json")
+    code = "import sys; from luthier.checkpoint.reader import Checkpoint; Checkpoint.open(sys.argv[1])"
+    limited = f"ulimit -v 8000000; exec {sys.executable} -c '{code}' {path}"
+    made = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=60)
+    assert ("link out of its folder" if kind == "link" else "the file is missing") in made.stderr
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_json_that_is_no_file(tmp_path, kind):
+    path = tmp_path / "a.json"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    with pytest.raises(LuthierError, match="a.json: is no file"):
+        read_json(path)
 
 
 def test_a_tokenizer_that_links_out_of_the_folder_is_not_copied(tmp_path):

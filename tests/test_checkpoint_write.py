@@ -104,6 +104,43 @@ def test_folders_of_others_are_never_replaced(tmp_path):
     assert (tmp_path / "empty" / "a").exists()
 
 
+def test_what_was_put_into_a_folder_of_luthiers_is_never_lost(tmp_path):
+    """A note, or a model that stands in it; without it the folder is replaced again."""
+    out = tmp_path / "out"
+    for content in ("old", "new"):
+        with write_folder(out) as temp:
+            (temp / "a").write_text(content)
+    for make in (lambda p: p.write_text("mine"), lambda p: p.mkdir(), lambda p: p.symlink_to("nowhere")):
+        make(out / "notes")
+        with pytest.raises(LuthierError, match="out: holds notes, which Luthier did not put there; move it away"):
+            with write_folder(out) as temp:
+                (temp / "a").write_text("newer")
+        assert (out / "a").read_text() == "new" and sorted(os.listdir(tmp_path)) == ["out"]
+        (out / "notes").rmdir() if (out / "notes").is_dir() else (out / "notes").unlink()
+    with write_folder(out) as temp:
+        (temp / "a").write_text("newer")
+    assert (out / "a").read_text() == "newer"
+
+
+def test_a_folder_of_an_earlier_version_is_replaced(tmp_path):
+    """Its mark does not list what it holds."""
+    (out := tmp_path / "out").mkdir()
+    (out / "a").write_text("old")
+    (out / ".luthier").write_text("This folder was written by Luthier, which may replace it.\n")
+    with write_folder(out) as temp:
+        (temp / "b").write_text("new")
+    assert sorted(os.listdir(out)) == [".luthier", "b"]
+
+
+def test_a_mount_point_is_refused_before_anything_is_done(tmp_path, monkeypatch):
+    (out := tmp_path / "out").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == out)
+    with pytest.raises(LuthierError, match="is a mount point.*name a folder inside it"), write_folder(out):
+        raise AssertionError
+    with write_folder(out / "inside") as temp:
+        (temp / "a").write_text("new")
+
+
 def test_a_link_keeps_pointing_where_it_did(tmp_path):
     with write_folder(tmp_path / "real") as temp:
         (temp / "a").write_text("1")
@@ -278,6 +315,7 @@ def test_values_are_cast_to_the_declared_dtype_and_must_fit(tmp_path):
 def test_sidecars_go_along_and_remote_code_does_not(tmp_path):
     path = tiny.checkpoint(tmp_path / "m")
     (path / "LICENSE").write_text("free")
+    (path / "LICENSES").mkdir()
     (path / "modeling_evil.py").write_text("")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "modeling_evil.M"}}))

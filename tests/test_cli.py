@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from luthier import catalogue
+from luthier.checkpoint.reader import Checkpoint
 from luthier.cli import VERBS, main
 from luthier.testing import tiny
 
@@ -239,6 +240,14 @@ def test_plan_runs_nothing_and_says_what_it_takes(home, monkeypatch, capsys):
     code, out, _ = said(capsys, "plan", "r.yaml", "--json", "--set", "a.steps=3")
     plan = json.loads(out)
     assert [s["name"] for s in plan["steps"]] == ["a", "t"] and plan["leaked"] == 0
+
+
+def test_plan_reads_headers_only(home, monkeypatch, capsys):
+    """A hash of contents would read every weight; of a recipe that was not run there is nothing to compare it with."""
+    monkeypatch.chdir(home)
+    for what in ("_content_hash", "read_flat"):
+        monkeypatch.setattr(Checkpoint, what, lambda *_: pytest.fail("it read weights"))
+    assert said(capsys, "plan", "r.yaml")[0] == 0
 
 
 def test_plan_says_when_memory_is_short(home, monkeypatch, capsys):

@@ -348,6 +348,24 @@ def test_our_own_decoder():
     lock(weights, other, parts=["qk", "vo", "heads"])
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma"])
+def test_a_share_that_the_model_passes_over_is_refused_by_name(name):
+    """transformers turns the whole head whatever the key says, so pairs by the key would not turn together."""
+    from luthier.protect.restore import Restore
+
+    model = model_of(name)
+    weights = weights_of(model)
+    config = {**model.config.to_dict(), "partial_rotary_factor": 0.5}
+    for parts in (["qk"], ["vo"], ["heads"]):
+        with pytest.raises(LuthierError, match=f"50% of a head turn, which {name} passes over"):
+            lock(weights, config, parts=parts)
+    with pytest.raises(LuthierError, match="passes over"):
+        transform_tensors(Restore(), weights, [weights], Context(), config)
+    before, after = (logits_of(model, w, torch.float64) for w in (weights, lock(weights, config, parts=["mlp"])))
+    assert (before - after).abs().max() < 4e-6
+    lock(weights, {**config, "partial_rotary_factor": 1.0})
+
+
 def test_interleaved_pairs_lie_side_by_side():
     """No family with separate heads here interleaves: the layout itself, by hand."""
     from luthier.checkpoint.heads import pairs

@@ -78,7 +78,8 @@ class Family:
     transposed: roles whose weight is (in, out) instead of (out, in).
     qkv: how a fused projection's rows lie, "stacked" (all q, all k, all v) or "by_head" (q, k, v of
     head 0, then of head 1).  rotary: which entries of a head turn together.  turning: the share of a
-    head's entries that turn, where config.json does not say.
+    head's entries that turn, where config.json does not say.  partial: whether the family heeds what config.json says
+    of it; transformers passes over it in the others.
     live: live module name ← name on disk, where they differ outside the experts.
     experts: the module that holds fused experts in memory, and (gate, up, down) on disk.
     after: norms that a branch's output passes before it is added.  shifted: norms multiply by 1 + weight.
@@ -89,6 +90,7 @@ class Family:
     parts: Mapping[str, str]
     rotary: ROTARY = "half"
     turning: float = 1.0
+    partial: bool = False
     transposed: tuple[str, ...] = ()
     qkv: Literal["stacked", "by_head"] = "stacked"
     live: tuple[tuple[str, str], ...] = ()
@@ -137,6 +139,7 @@ _FAMILIES = (
         "gpt_neox",
         _NEOX,
         turning=0.25,
+        partial=True,
         qkv="by_head",
         kv_heads="num_attention_heads",
         live=(("lm_head.", "embed_out."),),

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from luthier.errors import LuthierError
 
-MARK = ".luthier"
+MARK, SAID = ".luthier", "This folder was written by Luthier, which may replace what it put there:"
 
 
 def is_full(error: Exception) -> bool:
@@ -42,8 +42,8 @@ def disk_fault(error: Exception, where: Path) -> LuthierError:
 def write_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary sibling of `out` to fill; it becomes `out` when the block ends without an error.
 
-    A folder that Luthier did not write is never replaced. Raises LuthierError for that and for what
-    the disk refuses.
+    A folder that Luthier did not write is never replaced, nor one that holds what it did not put there. Raises
+    LuthierError for these, for a mount point, and for what the disk refuses.
     """
     out = Path(os.path.abspath(out))
     out = out.resolve() if out.is_symlink() else out
@@ -51,8 +51,7 @@ def write_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         sweep(out.parent, out.name)
-        if out.exists() and not _ours(out):
-            raise LuthierError("exists and was not written by Luthier", where=str(out), do="choose another folder")
+        _check_replaceable(out)
         temp.mkdir()
     except OSError as error:
         raise disk_fault(error, out) from None
@@ -60,7 +59,7 @@ def write_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
     fcntl.flock(held, fcntl.LOCK_EX)
     try:
         yield temp
-        (temp / MARK).write_text("This folder was written by Luthier, which may replace it.\n")
+        (temp / MARK).write_text("\n".join([SAID, *sorted(entry.name for entry in temp.iterdir())]) + "\n")
         _sync(temp)
         _put(temp, out)
     except LuthierError:
@@ -133,8 +132,25 @@ def _beside(out: Path, kind: str = "tmp") -> Path:
     return out.parent / f".{out.name}.{kind}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def _ours(out: Path) -> bool:
-    return out.is_dir() and ((out / MARK).exists() or next(out.iterdir(), None) is None)
+def _check_replaceable(out: Path) -> None:
+    """LuthierError for what stands there and must stay."""
+    if not os.path.lexists(out):
+        return
+    if os.path.ismount(out):
+        raise LuthierError("is a mount point, which cannot be replaced", where=str(out), do="name a folder inside it")
+    try:
+        said, *listed = (out / MARK).read_text(encoding="utf-8").splitlines()
+    except (NotADirectoryError, FileNotFoundError, ValueError):
+        if out.is_dir() and next(out.iterdir(), None) is None:
+            return
+        raise LuthierError(
+            "exists and was not written by Luthier", where=str(out), do="choose another folder"
+        ) from None
+    known = {MARK, *listed}
+    other = next((e.name for e in sorted(out.iterdir()) if e.name not in known), None) if said == SAID else None
+    if other is not None:
+        what = f"holds {other}, which Luthier did not put there"
+        raise LuthierError(what, where=str(out), do="move it away, or choose another folder")
 
 
 def _alive(pid: int) -> bool:

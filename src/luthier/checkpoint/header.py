@@ -49,9 +49,13 @@ def fault(path: Path, what: str, tensor: str | None = None) -> LuthierError:
 def read_json(path: Path, limit: int = 64_000_000) -> dict[str, Any]:
     """A JSON map from a file; LuthierError if it is no such thing, too large, or has a key twice."""
     try:
-        if path.stat().st_size > limit:
+        if path.exists() and not path.is_file():  # a pipe would block, a device never end
+            raise LuthierError("is no file", where=str(path))
+        with path.open("rb") as file:
+            raw = file.read(limit + 1)
+        if len(raw) > limit:
             raise LuthierError(f"{path.stat().st_size:,} bytes are too many for a JSON file", where=str(path))
-        return parse_json(path.read_bytes(), path)
+        return parse_json(raw, path)
     except OSError as error:
         raise LuthierError(f"cannot be read ({error.strerror})", where=str(path)) from None
 

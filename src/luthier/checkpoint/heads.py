@@ -147,6 +147,9 @@ def attention_of(config: Mapping[str, Any], layer: Mapping[str, Any]) -> Attenti
     fits = left == 0 and groups > 0 and heads % groups == 0 and (fused or rows["k"] == rows["v"] == groups * width)
     if not fits:
         raise LuthierError(f"rows {rows} are no {heads} heads", where=where, do=do)
+    if row.rotary != "none" and not row.partial and turning_share(config) != 1:
+        what = f"config.json says that {turning_share(config):.0%} of a head turn, which {row.name} passes over"
+        raise LuthierError(what, where=where, do=do)
     return AttentionAt(row, names, heads, groups, width, pairs(config, width))
 
 

@@ -196,8 +196,8 @@ def _locate(path: Path, config: Mapping[str, Any]) -> dict[str, TensorInfo]:
     index = path / "model.safetensors.index.json"
     if (path / "model.safetensors").exists() or (path / "model.safetensors").is_symlink():
         return _of_files(path, ["model.safetensors"], config)
-    if index.exists():
-        listed = _read_index(index)
+    if os.path.lexists(index):
+        listed = _read_index(inside(path, index.name))
         found = _of_files(path, sorted(set(listed.values())), config)
         _check_index(index, listed, found)
         return found

@@ -124,7 +124,7 @@ def copy_sidecars(src: Checkpoint, folder: Path, config: Mapping[str, Any] | Non
     if "quantization_config" in src.config:
         raise LuthierError("the weights are quantized", where=str(src.path), do="use the model's dense checkpoint")
     there = [name for name in SIDECARS[1:] if os.path.lexists(src.path / name)]
-    there += [file.name for pattern in _LICENCES for file in src.path.glob(pattern)]
+    there += [file.name for pattern in _LICENCES for file in src.path.glob(pattern) if not file.is_dir()]
     for name in there:
         shutil.copyfile(inside(src.path, name), folder / name)
     made = {k: v for k, v in (config or src.config).items() if k != "auto_map"}
