@@ -329,6 +329,27 @@ def test_mergekit_rescales_by_l1():
     assert hand(method.replace(rescale="expectation")) != pytest.approx(L1_VOTED, abs=1e-3)
 
 
+def test_one_window_an_expert():
+    """Each expert's entries are those of a lone twin with its density and epsilon, in a slice without the first too."""
+    windows = [(1.0, 0.0), (0.5, 0.35), (0.3, 0.1)]
+    densities, epsilons = zip(*windows, strict=True)
+    fields = {"rescale": "expectation", "vote": "none", "normalize": False}
+    wanted = torch.tensor(BASE).double().flatten()
+    for e, (rows, window) in enumerate(zip(MOVED, windows, strict=True)):
+        left = stays(CTX.key("w", e), rows, *window)
+        wanted += torch.tensor([c / 64 / p if s else 0 for c, (p, s) in zip(sum(rows, []), left, strict=True)])
+    assert hand(Della(densities=densities, epsilons=epsilons, **fields)) == pytest.approx(wanted.tolist(), abs=1e-6)
+    assert hand(Della(densities=densities, epsilon=0.0, **fields)) != pytest.approx(wanted.tolist(), abs=1e-3)
+    name = "model.layers.0.mlp.up_proj.weight"
+    base, first, second = (Memory({name: torch.full((1, 8), v)}) for v in (0.0, 1.0, 1.0))
+    method = Della(densities=[1.0, 0.5], epsilons=[0.0, 0.35], rescale="none", **ADDED)
+    whole = Inputs(base, (first, second), base.tensors, method.granularity, config={"num_hidden_layers": 1})
+    inputs = method.plan(sliced(whole, [[(None, 0, 1), (1, 0, 1)]], method))
+    (piece,) = inputs.pieces()
+    made = method.transform(piece, CTX.with_(survey=method.survey(inputs, CTX))).flatten().tolist()
+    assert made == [float(s) for _, s in stays(CTX.key(name, 1), [[1.0] * 8], 0.5, 0.35)]
+
+
 def test_schedules_by_depth_and_name():
     names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(3)] + ["lm_head.weight"]
     base = {n: torch.zeros(2000, 2) for n in names}
@@ -350,6 +371,8 @@ def test_schedules_by_depth_and_name():
         ({"density": 0.3, "epsilon": 0.31}, "set epsilon to 0.3 at most"),
         ({"densities": [0.5, 0.05]}, "density 0.05 leaves no room"),
         ({"epsilon": 0.4}, "set epsilon to 0.3 at most"),
+        ({"epsilons": [0.1, 0.4]}, "set epsilon to 0.3 at most"),
+        ({"densities": [0.5, 1.0], "epsilons": [0.0, 0.1]}, "density 1 leaves no room for epsilon 0.1"),
     ],
 )
 def test_fields_that_cannot_be(fields, says):
@@ -364,10 +387,10 @@ def test_schedules_that_leave_no_room(fields):
         hand(Della(**fields))
 
 
-@pytest.mark.parametrize("field", ["weights", "densities"])
+@pytest.mark.parametrize("field", ["weights", "densities", "epsilons"])
 def test_one_number_an_expert(field):
     with pytest.raises(LuthierError, match=f"{field}: 2 numbers for 3 experts"):
-        hand(Della(**{field: [0.5, 0.5]}))
+        hand(Della(**{field: [0.25, 0.25]}))
 
 
 def test_weights_that_cancel():

@@ -14,14 +14,14 @@ R: rows.  C: columns.  N: entries of a stretch.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from luthier.errors import LuthierError
-from luthier.fields import Schedule, Unit
+from luthier.fields import Examples, Schedule, Unit
 from luthier.flows import Ctx, Piece
 from luthier.kit.deltas import add, changes, each, one_each
 from luthier.kit.mass import mass_, restoring
@@ -45,6 +45,8 @@ class Della(Transform):
     """factor of the merged change: a number, a list by depth, or {glob: either}"""
     densities: tuple[Unit, ...] | None = None
     """one density an expert, in place of `density`"""
+    epsilons: Annotated[tuple[Unit, ...] | None, Examples((None, (0.0, 0.25, 0.125)))] = None
+    """one epsilon an expert, in place of `epsilon`"""
     weights: tuple[Schedule, ...] | None = None
     """one factor an expert, which multiplies its change before the vote; none means 1 each"""
     vote: Literal["none", "majority", "plus"] = "plus"
@@ -67,9 +69,11 @@ class Della(Transform):
     )
 
     def check(self) -> None:
-        for density in self.densities or (self.density,):
-            if isinstance(density, float) and isinstance(self.epsilon, float):
-                self._fits(density, self.epsilon)
+        count = max(1, len(self.densities or ()), len(self.epsilons or ()))
+        densities, epsilons = self.densities or (self.density,) * count, self.epsilons or (self.epsilon,) * count
+        for density, epsilon in zip(densities, epsilons, strict=False):  # `plan` refuses lists of two lengths
+            if isinstance(density, float) and isinstance(epsilon, float):
+                self._fits(density, epsilon)
 
     def _fits(self, density: float, epsilon: float) -> None:
         if epsilon > density or density + epsilon > 1:
@@ -79,9 +83,10 @@ class Della(Transform):
     def plan(self, inputs: Any) -> Any:
         one_each("weights", self.weights, inputs)
         one_each("densities", self.densities, inputs)
+        one_each("epsilons", self.epsilons, inputs)
         for tensor in inputs.tensors.values():
-            for density in each(self.densities, self.density, tensor, len(inputs.experts)):
-                self._fits(density, at(self.epsilon, tensor.name, tensor.depth))
+            for density, epsilon in self._windows(tensor, len(inputs.experts)):
+                self._fits(density, epsilon)
         if self.normalize and self.vote == "none":
             divisible(self.weights, inputs)
         return inputs
@@ -97,6 +102,11 @@ class Della(Transform):
         """Before the drop and after it."""
         return list(zip(map(mass_, changes(piece)), map(mass_, self._dropped(piece, ctx)), strict=True))
 
+    def _windows(self, tensor: Any, count: int) -> list[tuple[float, float]]:
+        """Density and epsilon of every expert at a tensor."""
+        densities = each(self.densities, self.density, tensor, count)
+        return list(zip(densities, each(self.epsilons, self.epsilon, tensor, count), strict=True))
+
     def _weights(self, piece: Piece) -> list[float]:
         return each(self.weights, 1.0, piece, len(piece.experts))
 
@@ -109,9 +119,8 @@ class Della(Transform):
         """Every expert's change after the drop, divided by the probabilities if so asked."""
         moved = changes(piece)
         which = piece.which or range(len(moved))
-        epsilon = at(self.epsilon, piece.name, piece.depth)
-        densities = each(self.densities, self.density, piece, len(moved))
-        for expert, change_RC, density in zip(which, moved, densities, strict=True):
+        windows = self._windows(piece, len(moved))
+        for expert, change_RC, (density, epsilon) in zip(which, moved, windows, strict=True):
             _, columns = change_RC.shape
             self._drop_(change_RC, shares(density, epsilon, columns), ctx.key(piece.name, expert), piece.start)
         return moved
