@@ -139,7 +139,8 @@ class _Sources:
                     if model not in self.experts:
                         self.experts.append(model)
                         self.sites.append([])
-                    self.sites[self.experts.index(model)].append(Site((own, *inner), start, count, **ends))
+                    site = Site((own, *inner), start, count, **ends, origin=layers[model][0])
+                    self.sites[self.experts.index(model)].append(site)
             self.common.append(Site(inner, start, count, **ends))
             self.slices.append(layers)
             start += count

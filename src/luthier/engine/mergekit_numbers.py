@@ -2,21 +2,30 @@
 
 A parameter is looked up in its scopes, nearest first: the model's or source's own, its slice's, the file's.
 The first entry that speaks for a tensor has it; in our maps of globs it is the last. Outside the layers a
-gradient has its first value; in a slice of one layer its last.
+gradient has its first value; in a slice of one layer its last. What belongs to a model is asked for by the
+tensor's name in that model, what belongs to the method by its name in the output.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from luthier.errors import LuthierError
+from luthier.errors import LuthierError, said
 
-INSIDE = ("*layers.*", "*h.[0-9]*")
-"""Globs of the tensors inside layers, in the families we know."""
+LAYERS = ("layers.", "h.")
+"""What stands before a layer's number, in the families we know."""
+INSIDE = (("layers.", ""), ("h.", "[0-9]"))
+"""Whatever the number; a word may end in h."""
+_NUMBERED = re.compile(r"\b(?:layers|h)\.\d")
+BEFORE = ("embed", "wte", "wpe")
+"""In the names of tensors before the layers."""
 Path = tuple[Any, ...]
+Row = tuple[str | None, Any]
+"""A part of a name, None for every tensor, and a number or a gradient."""
 
 
 class Marked(Protocol):
@@ -30,13 +39,15 @@ class Marked(Protocol):
 @dataclass(frozen=True)
 class Site:
     """Where a parameter holds. scopes: where it may stand, nearest first.  first, count: the output's layers it is
-    for, None for all of them, wherever they come from.  before, after: whether it also holds there."""
+    for, None for all of them, wherever they come from.  before, after: whether it also holds there.
+    origin: the first of these layers in the model whose parameter it is."""
 
     scopes: tuple[Path, ...]
     first: int | None = None
     count: int = 0
     before: bool = True
     after: bool = True
+    origin: int | None = None
 
 
 def setting(marked: Marked, sites: Sequence[Site], name: str, default: float | None) -> Any:
@@ -44,30 +55,28 @@ def setting(marked: Marked, sites: Sequence[Site], name: str, default: float | N
     if not sites:
         return default
     if sites[0].first is None:
-        return _plain(_globs(_rows(marked, sites[0].scopes, name, default)))
+        return _plain(_whole(_rows(marked, sites[0].scopes, name, default)))
+    rows = [_rows(marked, site.scopes, name, default) for site in sites]
     globs: dict[str, Any] = {"*": 0.0 if default is None else default}
-    for site in sites:
-        rows = _rows(marked, site.scopes, name, default)
+    for site, own in zip(sites, rows, strict=True):
         if site.after:
-            globs = {k: v for k, v in globs.items() if k == "*"} | _outside(rows)
-    for site in sites:
-        rows = _rows(marked, site.scopes, name, default)
+            _put(globs, ((part, _first(value), ("",), ("",)) for part, value in own))
+    for site, own in zip(sites, rows, strict=True):
         if site.before:
-            globs["*embed*"] = _first(
-                next(v for part, v in rows if part is None or part in "model.embed_tokens.weight")
-            )
+            _put(globs, ((part, _first(value), BEFORE, BEFORE) for part, value in own))
         for layer in range(site.count):
+            here = (site.first or 0) + layer
+            there = here if site.origin is None else site.origin + layer
             t = layer / (site.count - 1) if site.count > 1 else 1.0
-            globs |= _in_layer(rows, (site.first or 0) + layer, t)
-    values = {v for v in globs.values() if not isinstance(v, list)}
+            theirs, ours = ([f"{word}{number}." for word in LAYERS] for number in (there, here))
+            _put(globs, ((part, _between(value, t), theirs, ours) for part, value in own))
+    values = set(globs.values())
     return values.pop() if len(values) == 1 else globs
 
 
-def _rows(
-    marked: Marked, scopes: Sequence[Path], name: str, default: float | None
-) -> list[tuple[str | None, Any]]:  # fmt: skip
-    """(part of a name or None for every tensor, number or gradient), first match first; the last is for every one."""
-    rows: list[tuple[str | None, Any]] = []
+def _rows(marked: Marked, scopes: Sequence[Path], name: str, default: float | None) -> list[Row]:
+    """First match first; the last is for every tensor."""
+    rows: list[Row] = []
     for scope in scopes:
         parameters = at(marked.value, scope) or {}
         if parameters.get(name) is None:
@@ -80,10 +89,10 @@ def _rows(
     return [*rows, (None, default)]
 
 
-def _listed(marked: Marked, path: Path, value: Any) -> list[tuple[str | None, Any]]:
+def _listed(marked: Marked, path: Path, value: Any) -> list[Row]:
     if not isinstance(value, (list, dict)) or (isinstance(value, list) and not any(isinstance(v, dict) for v in value)):
         return [(None, _numbers(marked, path, value))]
-    rows: list[tuple[str | None, Any]] = []
+    rows: list[Row] = []
     for i, entry in enumerate(value if isinstance(value, list) else [value]):
         here = (*path, i) if isinstance(value, list) else path
         if not isinstance(entry, dict) or not set(entry) <= {"filter", "value"} or "value" not in entry:
@@ -95,50 +104,55 @@ def _listed(marked: Marked, path: Path, value: Any) -> list[tuple[str | None, An
     return rows
 
 
-def _globs(rows: Sequence[tuple[str | None, Any]]) -> dict[str, Any]:
-    """For a whole model: gradients run over all of its layers."""
+def _whole(rows: Sequence[Row]) -> dict[str, Any]:
+    """For a whole model: gradients run over all of its layers, and have their first value outside them."""
     globs: dict[str, Any] = {}
     for part, value in reversed(rows):
-        glob = "*" if part is None else f"*{_escaped(part)}*"
-        for key, inner in _by_place(glob, value).items():
-            globs.pop(key, None)
-            globs[key] = inner
+        found = [(glob, _first(value)) for glob in both(part, "", "")]
+        if isinstance(value, list):
+            found += [(glob, value) for word, tail in INSIDE for glob in both(part, word, word, tail)]
+        for glob, inner in found:
+            globs.pop(glob, None)
+            globs[glob] = inner
     return globs
 
 
-def _by_place(glob: str, value: Any) -> dict[str, Any]:
-    """A gradient holds inside the layers; what lies outside takes its first value, before and after them."""
-    if not isinstance(value, list) or "layers." in glob or ".h." in glob:
-        return {glob: value}
-    return {glob: value[0]} | {inside + glob.removeprefix("*"): value for inside in INSIDE}
+def _put(globs: dict[str, Any], rows: Iterable[tuple[str | None, float, Sequence[str], Sequence[str]]]) -> None:
+    """Rows (part, value, stems there, stems here) as the last of the globs, the first row as the very last."""
+    for part, value, theirs, ours in reversed(list(rows)):
+        for there, here in zip(theirs, ours, strict=True):
+            for glob in both(part, there, here):
+                globs.pop(glob, None)  # a key that is there already would keep its early place
+                globs[glob] = value
+
+
+def both(part: str | None, there: str, here: str, tail: str = "") -> Iterator[str]:
+    """Globs that together match the names that hold the stem `here`, then `tail`, and with `there` in its place
+    hold `part`: the part around the stem, inside it, over one of its ends, before it and after it."""
+    stem = _escaped(here) + tail
+    if part is None or part in there:
+        yield f"*{stem}*" if stem else "*"
+    elif not there:
+        yield f"*{_escaped(part)}*"
+    elif there in part:
+        left, right = part.split(there, 1)
+        if not tail or right[:1].isdigit() or not right:
+            yield f"*{_escaped(left)}{_escaped(here) if right else stem}{_escaped(right)}*"
+    else:
+        for k in range(1, min(len(part), len(there))):
+            if part.endswith(there[:k]):
+                yield f"*{_escaped(part[:-k])}{stem}*"
+            if part.startswith(there[-k:]) and (not tail or part[k].isdigit()):
+                yield f"*{_escaped(here)}{_escaped(part[k:])}*"
+        if not _NUMBERED.search(part):  # of two layers' numbers no name holds both
+            yield f"*{_escaped(part)}*{stem}*"
+            yield f"*{stem}*{_escaped(part)}*"
+            if tail and part[0].isdigit():
+                yield f"*{_escaped(here)}{_escaped(part)}*"
 
 
 def _plain(globs: dict[str, Any]) -> Any:
     return globs["*"] if len(globs) == 1 else globs
-
-
-def _outside(rows: Sequence[tuple[str | None, Any]]) -> dict[str, Any]:
-    globs: dict[str, Any] = {}
-    for part, value in reversed(rows):
-        glob = "*" if part is None else f"*{_escaped(part)}*"
-        globs.pop(glob, None)
-        globs[glob] = _first(value)
-    return globs
-
-
-def _in_layer(rows: Sequence[tuple[str | None, Any]], layer: int, t: float) -> dict[str, Any]:
-    """Globs for one layer of the output, at the place t of its slice."""
-    globs: dict[str, Any] = {}
-    for part, value in reversed(rows):
-        number = re.search(r"(?:layers|\bh)\.(\d+)\.", part or "")
-        if number and int(number[1]) != layer:
-            continue
-        rest = "" if part is None or number else _escaped(part) + "*"
-        for stem in (f"*layers.{layer}.*", f"*h.{layer}.*"):
-            glob = f"*{_escaped(part)}*" if part and number else stem + rest
-            globs.pop(glob, None)
-            globs[glob] = _between(value, t)
-    return globs
 
 
 def _between(value: Any, t: float) -> float:
@@ -159,10 +173,18 @@ def _escaped(text: str) -> str:
 
 
 def _numbers(marked: Marked, path: Path, value: Any) -> Any:
-    numbers = value if isinstance(value, list) else [value]
-    if not numbers or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in numbers):
-        raise LuthierError(f"expected a number or a list of numbers, got {value!r}", where=marked.where(*path))
-    return [float(v) for v in value] if isinstance(value, list) else float(value)
+    """Numbers; a lone one may be written as a word, as PyYAML reads 5e-1."""
+    if isinstance(value, list):
+        if not value or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
+            raise LuthierError(f"expected a number or a list of numbers, got {said(value)}", where=marked.where(*path))
+        return [float(v) for v in value]
+    try:
+        number = math.nan if isinstance(value, bool) or value is None else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise LuthierError(f"expected a number or a list of numbers, got {said(value)}", where=marked.where(*path))
+    return number
 
 
 def at(value: Any, path: Path) -> Any:
