@@ -5,6 +5,7 @@ import torch
 
 from luthier.catalogue import load as method
 from luthier.engine.mergekit import METHODS, to_recipe
+from luthier.engine.mergekit_sources import WHOLE
 from luthier.engine.stream import transform_tensors
 from luthier.errors import LuthierError
 from luthier.kit.context import Context
@@ -34,7 +35,7 @@ INSIDE = {"*layers.*": [0.0, 1.0], "*h.[0-9]*": [0.0, 1.0]}
 
 
 def recipe(text):
-    return to_recipe(parse(text, "file.yaml"))["steps"]["merged"]
+    return to_recipe(parse(text, "file.yaml")).value["steps"]["merged"]
 
 
 def test_ties_whole():
@@ -80,6 +81,56 @@ def test_task_arithmetic_normalised():
     assert zero["set"]["weights"] == [1.0, -1.0]
 
 
+def test_the_base_is_one_of_whole_models():
+    """As mergekit adds it: with the weight of the file."""
+    text = "{merge_method: linear, base_model: base, parameters: {weight: 1}, models: [{model: a}, MORE]}"
+    more = text.replace("MORE", "{model: b, parameters: {weight: 3}}")
+    assert recipe(more)["experts"] == ["a", "b", "base"] and recipe(more)["set"]["weights"] == [1.0, 3.0, 1.0]
+    listed = recipe(text.replace("MORE", "{model: base, parameters: {weight: 2}}"))
+    assert listed["experts"] == ["a", "base"] and listed["set"]["weights"] == [1.0, 2.0]
+
+
+def test_switches_of_slices():
+    """The slice's own, then the file's; all slices must agree."""
+    sources = "sources: [{model: base, layer_range: [0, 1]}, {model: a, layer_range: [0, 1], parameters: {weight: 1}}]"
+    one = lambda flags: f"{{{sources}, parameters: {{{flags}}}}}"  # noqa: E731
+    head = "merge_method: ties\nbase_model: base\nparameters: {normalize: true}\nslices:\n- "
+    assert recipe(head + one("normalize: false"))["set"]["normalize"] is False
+    assert recipe(head + one(""))["set"]["normalize"] is True
+    assert recipe(head + one("normalize: 1.0"))["set"]["normalize"] is True
+    with pytest.raises(LuthierError, match="file.yaml:6: 'normalize' is not the same in all slices"):
+        recipe(head + one("") + "\n- " + one("normalize: false"))
+    dare = head.replace("ties", "dare_linear").replace("normalize: true", "") + one("normalize: yes, rescale: 0")
+    assert [recipe(dare)["set"][k] for k in ("normalize", "rescale")] == [True, "none"]
+    stock = head.replace("ties", "model_stock") + one("filter_wise: true").replace("weight: 1", "")
+    assert recipe(stock)["set"]["filter_wise"] is True
+    with pytest.raises(LuthierError, match="file.yaml:5: ties is not rescaled here"):
+        recipe(head + one("rescale: true"))
+
+
+def test_numbers_and_names_as_others_write_them():
+    text = """x-w: &w {weight: "0.5"}
+name: mine
+random_seed: 0
+merge_method: linear
+base_model: {model: {path: base}}
+models: [{model: {model: {path: a}}, parameters: *w}, {model: base, parameters: {weight: 5e-1}}]
+dtype: torch.bfloat16
+tokenizer_source: {model: {path: a}}"""
+    step = recipe(text)
+    assert (step["base"], step["experts"], step["set"]["weights"]) == ("base", ["a", "base"], [0.5, 0.5])
+    assert (step["dtype"], step["tokenizer"]) == ("bf16", "a")
+
+
+def test_della_of_different_windows():
+    text = """{merge_method: della, base_model: base, parameters: {weight: 1, epsilon: 0.1},
+    models: [{model: a, parameters: {density: 0.6}}, {model: b, parameters: {density: 1.0}},
+             {model: c, parameters: {density: 0.6, epsilon: 0.05}}]}"""
+    fields = recipe(text)["set"]
+    assert (fields["densities"], fields["epsilons"]) == ([0.6, 1.0, 0.6], [0.1, 0.0, 0.05])
+    assert method("merge.della", **fields).epsilons == (0.1, 0.0, 0.05)
+
+
 def test_density_is_one_unless_given():
     text = "{merge_method: ties, base_model: base, models: [{model: a, parameters: {weight: 1}}]}"
     fields = recipe(text)["set"]
@@ -104,10 +155,27 @@ WRONG = [
     (HEAD + "dtyp: bfloat16", "file.yaml:6: unknown key 'dtyp'; did you mean 'dtype'?"),
     (HEAD + "dtype: bf16", "file.yaml:6: unknown dtype 'bf16'; did you mean 'bfloat16'?"),
     (HEAD + "parameters:\n  rescale: true", "file.yaml:7: ties is not rescaled here; drop it"),
-    (HEAD + "parameters:\n  normalize: 1", "file.yaml:7: expected true or false, got 1"),
+    (HEAD + "parameters:\n  normalize: 2", "file.yaml:7: expected true or false, got 2"),
+    (HEAD + "parameters:\n  normalize: [{value: true}]", "file.yaml:7: expected true or false, got [{'value': True}]"),
+    (HEAD + "parameters:\n  density: [0.5, 1.5]", "file.yaml:7: density [0.5, 1.5] is out of range"),
+    (HEAD + "parameters:\n  lambda: nan", "file.yaml:7: expected a number or a list of numbers, got 'nan'"),
+    (HEAD + "parameters:\n  lambda: true", "file.yaml:7: expected a number or a list of numbers, got True"),
+    (HEAD + "parameters:\n  density: null\n  lambda: []", "file.yaml:8: expected a number or a list of numbers, got"),
     (HEAD + "parameters:\n  density: [0.1, x]", "file.yaml:7: expected a number or a list of numbers"),
     (HEAD + "  - model: b\n", "file.yaml:6: 'weight' is not given for every tensor"),
-    (HEAD + "  - model: b+lora\n", "file.yaml:6: 'b+lora' is more than a name"),
+    (HEAD + "  - model: b+lora\n", "file.yaml:6: the adapter 'lora' is for 'b', and only adapters of "
+     "one base_model are merged here; merge it into 'b' first, and give the folder of the result"),
+    (HEAD.replace("base_model: base", "base_model: base+lora"), "file.yaml:2: the adapter 'lora' is for 'base', and"),
+    (HEAD + "  - model: b+c+d\n", "file.yaml:6: 'b+c+d' is more than a name; give MODEL+ADAPTER"),
+    (HEAD + "  - model: {model: {path: b, revision: main}}\n", "file.yaml:6: 'b@main' is more than a name"),
+    (HEAD + "  - model: {model: b, override_architecture: A}\n", "file.yaml:6: 'override_architecture' is not taken"),
+    (HEAD + "  - model: {path: b}\n", "file.yaml:6: unknown key 'path'"),
+    (HEAD + "  - model: a\n    parameters: {weight: 2}", "file.yaml:6: 'a' stands twice"),
+    (HEAD + "  - model: base\n  - model: base\n", "file.yaml:7: 'base' stands twice"),
+    (HEAD + "tokenizer_source: base\ntokenizer: {source: union}", "file.yaml:7: tokenizer and tokenizer_source both"),
+    ("merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}]\nbase_model: base",
+     "file.yaml:3: 'weight' is not given for every tensor"),
+    ("merge_method: passthrough\nmodels: [{model: a}]\nbase_model: base", "file.yaml:1: passthrough merges nothing"),
     (HEAD + "  - model: b@main\n", "file.yaml:6: 'b@main' is more than a name"),
     (HEAD + "  - model: 3\n", "file.yaml:6: expected the name of a model"),
     (HEAD + "  - model: b\n    parameters:\n      weight: [{filter: mlp}]", "file.yaml:8: expected {filter:"),
@@ -168,13 +236,26 @@ def test_passthrough_and_tokenizer():
 def test_adapters_stand_on_the_base():
     text = "{merge_method: ties, base_model: base, models: [{model: base+folder/lora, parameters: {weight: 1}}]}"
     assert recipe(text)["experts"] == ["folder/lora"]
+    as_map = "{model: {path: base}, lora: {path: folder/lora}}"
+    assert recipe(text.replace("base+folder/lora", as_map))["experts"] == ["folder/lora"]
+
+
+def test_an_adapter_names_its_base_where_nobody_else_does():
+    step = recipe("{merge_method: passthrough, models: [{model: base+lora}]}")
+    assert (step["base"], step["experts"]) == ("base", ["lora"])
+    with pytest.raises(LuthierError, match="file.yaml:4: the adapter 'b' is for 'two'"):
+        recipe("merge_method: linear\nmodels:\n- model: one+a\n- model: two+b\nparameters: {weight: 1}")
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_one_of_ours(name):
     """What the table makes of an empty parameter list constructs, and every field is known."""
     way = METHODS[name]
-    weight = "weight: 1" if "weight" in way.parameters else ""
-    text = f"{{merge_method: {name}, base_model: base, models: [{{model: a, parameters: {{{weight}}}}}]}}"
-    step = recipe(text.replace("models:", "parameters: {t: 0.5}, models:") if name == "slerp" else text)
+    needed = {"slerp": "t: 0.5"}.get(name, "weight: 1" if "weight" in way.parameters else "")
+    base = "" if name in WHOLE else "base_model: base, "
+    text = f"{{merge_method: {name}, {base}parameters: {{{needed}}}, models: [{{model: a}}]}}"
+    step = recipe(text)
     assert method(step["use"], **step["set"]).id == way.use
+    if not {"normalize", "rescale"} & set(step["set"]) and name != "task_arithmetic":
+        idle = "int8_mask: true, normalize: true, rescale: false, embed_slerp: true"
+        assert recipe(text.replace(f"{{{needed}}}", f"{{{', '.join(filter(None, (needed, idle)))}}}")) == step

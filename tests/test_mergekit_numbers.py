@@ -28,7 +28,7 @@ def inside(family, layer):
 
 
 def fields(config):
-    return to_recipe(parse(json.dumps(config), "file.yaml"))["steps"]["merged"]["set"]
+    return to_recipe(parse(json.dumps(config), "file.yaml")).value["steps"]["merged"]["set"]
 
 
 def listed(rows):

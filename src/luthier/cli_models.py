@@ -32,7 +32,10 @@ def do_merge(args: argparse.Namespace) -> None:
     with bar(step.use) as watch:
         inputs = Inputs(recipe, None, watch)
         inputs.open()
-        runner.execute(replace(inputs.job(step, ""), out=args.out), inputs.context(step))
+        try:
+            runner.execute(replace(inputs.job(step, ""), out=args.out), inputs.context(step))
+        except LuthierError as fault:
+            raise step.placed(recipe.marked, fault) from None
     print(args.out)
 
 

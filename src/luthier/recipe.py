@@ -74,12 +74,14 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
 
 
-def load(source: str | Path | Mapping[str, Any], sets: Sequence[str] = (), name: str | None = None) -> Recipe:
-    """The recipe of this shipped name, file, run folder or map, with `--set` assignments.
+def load(source: str | Path | Mapping[str, Any] | Marked, sets: Sequence[str] = (), name: str | None = None) -> Recipe:
+    """The recipe of this shipped name, file, run folder, map or marked values, with `--set` assignments.
 
     LuthierError names the file and line (for a map, the dotted path) and the nearest right word.
     """
-    if isinstance(source, Mapping):
+    if isinstance(source, Marked):
+        marked = source
+    elif isinstance(source, Mapping):
         marked = mark(source, name or "recipe")
     else:
         path = find(source)

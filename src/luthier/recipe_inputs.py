@@ -55,7 +55,7 @@ class Inputs:
                     try:
                         self.model(name, step)
                     except LuthierError as fault:
-                        raise fault.at(step.where) from None
+                        raise fault.at(step.line(self.recipe.marked, name)) from None
 
     def model(self, name: str, step: Step) -> Any:
         """The Checkpoint a name stands for; a delta or adapter among experts is put on the step's base, unless the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,6 +69,32 @@ class Step:
                 if kind == ("data" if isinstance(tokenizer, Mapping) else "model"):
                     found.append(tokenizer["train"] if isinstance(tokenizer, Mapping) else tokenizer)
         return found
+
+    def line(self, marked: Marked, name: str) -> str:
+        """Where the step names this model; where it stands if nowhere, as for an instance of a varied step."""
+        body = marked.value["steps"][self.base]
+        for role in self.roles:
+            value = body.get(role)
+            if value == name:
+                return marked.where("steps", self.base, role)
+            if isinstance(value, list) and name in value:
+                return marked.where("steps", self.base, role, value.index(name))
+        return self.where
+
+    def placed(self, marked: Marked, fault: LuthierError) -> LuthierError:
+        """A fault of its run at the line of what it speaks of: a slice, a model or a field; else of the step."""
+        path, said = ("steps", self.base), fault.where or ""
+        slice_ = re.match(r"slices\[(\d+)\]", said)
+        if slice_:
+            return fault.at(marked.where(*path, "slices", int(slice_[1])))
+        models = [n for n in self.names("model") if said.startswith(n.rstrip("/") + "/") or said == n]
+        if models:
+            return fault.at(self.line(marked, max(models, key=len)))
+        values = marked.value["steps"][self.base].get("set") or {}
+        words = re.findall(r"\w+", f"{said} {fault.what}")
+        if set(words) & set(values):
+            return check.placed(fault, marked, (*path, "set"), values)
+        return fault.at(self.where)
 
     def config(self) -> dict[str, Any]:
         """The resolved keys, every field written out, in the recipe's own grammar."""

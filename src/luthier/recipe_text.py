@@ -38,13 +38,20 @@ class Marked:
 
     def where(self, *path: Any) -> str:
         """`file:line` of the path or of its nearest marked parent; the dotted path where there is no file."""
-        for end in range(len(path), -1, -1):
-            line = self.lines.get(path[:end])
-            if isinstance(line, str):
-                return line
-            if line is not None:
-                return f"{self.name}:{line}"
+        line = self._line(path)
+        if line is not None:
+            return line if isinstance(line, str) else f"{self.name}:{line}"
         return ".".join([self.name, *map(str, path)]) if self.dotted else self.name
+
+    def moved(self, value: Any, places: Mapping[Key, Key]) -> Marked:
+        """Other values that were made of these: `places` says of a path where here it comes from."""
+        found = {path: self._line(there) for path, there in {(): (), **places}.items()}
+        return Marked(value, self.name, {k: v for k, v in found.items() if v is not None}, self.dotted)
+
+    def _line(self, path: Key) -> int | str | None:
+        """Of the path or of its nearest marked parent."""
+        marked = (self.lines.get(path[:end]) for end in range(len(path), -1, -1))
+        return next((line for line in marked if line is not None), None)
 
 
 def read(path: Path) -> Marked:

@@ -8,13 +8,13 @@ tensor's name in that model, what belongs to the method by its name in the outpu
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from luthier.errors import LuthierError, said
+from luthier.kit.schedule import MOST
 
 LAYERS = ("layers.", "h.")
 """What stands before a layer's number, in the families we know."""
@@ -23,6 +23,9 @@ INSIDE = (("layers.", ""), ("h.", "[0-9]"))
 _NUMBERED = re.compile(r"\b(?:layers|h)\.\d")
 BEFORE = ("embed", "wte", "wpe")
 """In the names of tensors before the layers."""
+SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+SHARES = ("density", "gamma", "epsilon")
+"""Parameters from 0 to 1."""
 Path = tuple[Any, ...]
 Row = tuple[str | None, Any]
 """A part of a name, None for every tensor, and a number or a gradient."""
@@ -35,12 +38,15 @@ class Marked(Protocol):
 
     def where(self, *path: Any) -> str: ...
 
+    def moved(self, value: Any, places: Mapping[Path, Path]) -> Any: ...
+
 
 @dataclass(frozen=True)
 class Site:
     """Where a parameter holds. scopes: where it may stand, nearest first.  first, count: the output's layers it is
     for, None for all of them, wherever they come from.  before, after: whether it also holds there.
-    origin: the first of these layers in the model whose parameter it is."""
+    origin: the first of these layers in the model whose parameter it is.  named: the place to name where nothing is
+    given, the nearest scope if empty."""
 
     scopes: tuple[Path, ...]
     first: int | None = None
@@ -48,6 +54,7 @@ class Site:
     before: bool = True
     after: bool = True
     origin: int | None = None
+    named: Path = ()
 
 
 def setting(marked: Marked, sites: Sequence[Site], name: str, default: float | None) -> Any:
@@ -55,8 +62,8 @@ def setting(marked: Marked, sites: Sequence[Site], name: str, default: float | N
     if not sites:
         return default
     if sites[0].first is None:
-        return _plain(_whole(_rows(marked, sites[0].scopes, name, default)))
-    rows = [_rows(marked, site.scopes, name, default) for site in sites]
+        return _plain(_whole(_rows(marked, sites[0], name, default)))
+    rows = [_rows(marked, site, name, default) for site in sites]
     globs: dict[str, Any] = {"*": 0.0 if default is None else default}
     for site, own in zip(sites, rows, strict=True):
         if site.after:
@@ -74,34 +81,60 @@ def setting(marked: Marked, sites: Sequence[Site], name: str, default: float | N
     return values.pop() if len(values) == 1 else globs
 
 
-def _rows(marked: Marked, scopes: Sequence[Path], name: str, default: float | None) -> list[Row]:
+def _rows(marked: Marked, site: Site, name: str, default: float | None) -> list[Row]:
     """First match first; the last is for every tensor."""
     rows: list[Row] = []
-    for scope in scopes:
+    for scope in site.scopes:
         parameters = at(marked.value, scope) or {}
         if parameters.get(name) is None:
             continue
-        rows += _listed(marked, (*scope, name), parameters[name])
+        rows += _listed(marked, (*scope, name), name, parameters[name])
         if rows[-1][0] is None:
             return rows
     if default is None:
-        raise LuthierError(f"{name!r} is not given for every tensor", where=marked.where(*scopes[0]))
+        raise LuthierError(
+            f"{name!r} is not given for every tensor", where=marked.where(*(site.named or site.scopes[0]))
+        )
     return [*rows, (None, default)]
 
 
-def _listed(marked: Marked, path: Path, value: Any) -> list[Row]:
+def _listed(marked: Marked, path: Path, name: str, value: Any) -> list[Row]:
     if not isinstance(value, (list, dict)) or (isinstance(value, list) and not any(isinstance(v, dict) for v in value)):
-        return [(None, _numbers(marked, path, value))]
+        return [(None, _numbers(marked, path, name, value))]
     rows: list[Row] = []
     for i, entry in enumerate(value if isinstance(value, list) else [value]):
         here = (*path, i) if isinstance(value, list) else path
         if not isinstance(entry, dict) or not set(entry) <= {"filter", "value"} or "value" not in entry:
             raise LuthierError("expected {filter: PART OF A NAME, value: NUMBER}", where=marked.where(*here))
         part = entry.get("filter")
-        rows.append((None if part in (None, "*") else str(part), _numbers(marked, (*here, "value"), entry["value"])))
+        rows.append(
+            (None if part in (None, "*") else str(part), _numbers(marked, (*here, "value"), name, entry["value"]))
+        )
         if rows[-1][0] is None:
             break
     return rows
+
+
+def flag(marked: Marked, sites: Sequence[Site], name: str, default: bool) -> bool:
+    """A switch, which must be the same in all slices; 0 and 1 will do, and what PyYAML takes for true and false."""
+    found: bool | None = None
+    for site in sites:
+        path = stands(marked, [site], name)
+        value = default if path is None else at(marked.value, path)
+        value = SWITCHES.get(value.lower(), value) if isinstance(value, str) else value
+        if not isinstance(value, (bool, int, float)) or value not in (0, 1):
+            raise LuthierError(f"expected true or false, got {said(value)}", where=marked.where(*(path or ())))
+        if found is not None and found != bool(value):
+            where = marked.where(*(path or site.scopes[0]))
+            raise LuthierError(f"{name!r} is not the same in all slices", where=where, do="give one for the file")
+        found = bool(value)
+    return default if found is None else found
+
+
+def stands(marked: Marked, sites: Sequence[Site], name: str) -> Path | None:
+    """The place of the first that gives this parameter, None where none does."""
+    scopes = (scope for site in sites for scope in site.scopes)
+    return next(((*s, name) for s in scopes if (at(marked.value, s) or {}).get(name) is not None), None)
 
 
 def _whole(rows: Sequence[Row]) -> dict[str, Any]:
@@ -172,19 +205,20 @@ def _escaped(text: str) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in text)
 
 
-def _numbers(marked: Marked, path: Path, value: Any) -> Any:
+def _numbers(marked: Marked, path: Path, name: str, value: Any) -> Any:
     """Numbers; a lone one may be written as a word, as PyYAML reads 5e-1."""
-    if isinstance(value, list):
-        if not value or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
-            raise LuthierError(f"expected a number or a list of numbers, got {said(value)}", where=marked.where(*path))
-        return [float(v) for v in value]
     try:
-        number = math.nan if isinstance(value, bool) or value is None else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise LuthierError(f"expected a number or a list of numbers, got {said(value)}", where=marked.where(*path))
-    return number
+        plain = value if isinstance(value, list) else [float(value) if isinstance(value, str) else value]
+    except ValueError:
+        plain = []
+    kinds = {type(v) for v in plain}
+    if not kinds or not kinds <= {int, float} or not all(abs(v) <= MOST for v in plain):
+        what = f"expected a number or a list of numbers, got {said(value)}"
+        raise LuthierError(what, where=marked.where(*path))
+    if name in SHARES and not 0 <= min(plain) <= max(plain) <= 1:
+        do = "use a number from 0 to 1"
+        raise LuthierError(f"{name} {said(value)} is out of range", where=marked.where(*path), do=do)
+    return [float(v) for v in plain] if isinstance(value, list) else float(plain[0])
 
 
 def at(value: Any, path: Path) -> Any:
