@@ -112,9 +112,9 @@ def test_what_was_put_into_a_folder_of_luthiers_is_never_lost(tmp_path):
             (temp / "a").write_text(content)
     for make in (lambda p: p.write_text("mine"), lambda p: p.mkdir(), lambda p: p.symlink_to("nowhere")):
         make(out / "notes")
-        with pytest.raises(LuthierError, match="out: holds notes, which Luthier did not put there; move it away"):
-            with write_folder(out) as temp:
-                (temp / "a").write_text("newer")
+        says = "out: holds notes, which Luthier did not put there; move it away"
+        with pytest.raises(LuthierError, match=says), write_folder(out) as temp:
+            (temp / "a").write_text("newer")
         assert (out / "a").read_text() == "new" and sorted(os.listdir(tmp_path)) == ["out"]
         (out / "notes").rmdir() if (out / "notes").is_dir() else (out / "notes").unlink()
     with write_folder(out) as temp:
