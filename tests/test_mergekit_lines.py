@@ -37,7 +37,7 @@ WRONG = [
     (HEAD + "parameters:\n  epsilon: 0.3\n  density: 0.9\n", "della", "11: merge.della: density 0.9 leaves no room"),
     (HEAD.replace("0.5", "-1") + "parameters:\n  normalize: true\n", "linear",
      "2: 'weight' is not given for every tensor"),
-    (HEAD.replace("0.5", "-1").replace("base_model: base\n", ""), "linear", "4: merge.linear: the weights sum to 0"),
+    (HEAD.replace("0.5", "-1").replace("base_model: base\n", ""), "linear", "4: weights: they sum to 0"),
     (HEAD + "tokenizer:\n  source: union\n  pad_to_multiple_of: '64'\n", "ties",
      "11: expected a number from 1 to 65536, got '64'"),
     (SLICES + SLICE.replace("RANGE", "[0, 2]") + SLICE.replace("RANGE", "[1, 3]"), "",

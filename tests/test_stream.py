@@ -19,9 +19,11 @@ from luthier.engine.stream import plan_transform, run_transform, transform_tenso
 from luthier.errors import LuthierError
 from luthier.fields import thaw
 from luthier.kit.context import Context
+from luthier.merge.iso_c import IsoC
 from luthier.merge.linear import Linear
 from luthier.merge.task_arithmetic import TaskArithmetic
 from luthier.merge.ties import Ties
+from luthier.merge.tsv import Tsv
 from luthier.shapes import Transform
 from luthier.testing import tiny
 
@@ -205,7 +207,7 @@ def test_groups_stream_like_they_do_in_memory(folders, tmp_path):
     largest = max(sum(i.numel for i in base.tensors.values() if i.layer == n) for n in (0, 1))
     alone = max(i.numel for i in base.tensors.values())
     plan = plan_transform(Swaps(), base, experts, threads=1)
-    assert plan.memory_bytes == max(largest, alone) * 8 * 3
+    assert plan.memory_bytes == stream.FLOOR + max(largest, alone) * stream.HELD * 3
 
 
 def renamed(names, layers):
@@ -372,6 +374,18 @@ def test_memory_does_not_grow_with_experts():
             assert inputs.batch % CHUNK == 0 and CHUNK <= inputs.batch <= stream.BATCH
             assert inputs.threads * inputs.batch * stream.HELD * (experts + 1) <= 64 << 20
     assert stream._prepare(Looks(), held[0], held, torch.device("cpu"), 1, 1).batch == CHUNK
+
+
+def test_the_plan_knows_what_is_cubic():
+    """Twice the width is eight times the work of a decomposition, and four times that of a pass."""
+
+    def seconds(method, width):
+        held = [Memory({"model.layers.0.mlp.up_proj.weight": torch.zeros(width, width)})] * 3
+        return plan_transform(method, held[0], held[1:], threads=1).seconds
+
+    for method, growth in ((Ties(), 4), (IsoC(), 8), (Tsv(), 8)):
+        assert seconds(method, 4096) / seconds(method, 2048) == pytest.approx(growth, rel=0.05)
+    assert seconds(Tsv(), 2048) > seconds(IsoC(), 2048) > 2 * seconds(Ties(), 2048)
 
 
 def test_whole_tensors_in_hand_at_once_are_bounded():

@@ -259,6 +259,11 @@ class Transform(Method, ABC, shape=True):
     """what the survey leaves in `ctx.scratch` for each expert, in fp32 numbers a parameter, for the plan"""
     roles = ("base", "experts*")
 
+    def cubic(self, experts: int) -> float:
+        """Of a method that decomposes matrices: what each costs beside reading it, in Gram matrices of its short side
+        and their eigendecompositions, for the plan."""
+        return 0.0
+
     def passes(self, experts: int) -> float:
         """Of a method with data: how often an item goes through some expert, for the plan; backward counts twice."""
         return 0.0

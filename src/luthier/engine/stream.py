@@ -38,10 +38,12 @@ from luthier.shapes import Transform
 
 __all__ = ["Plan", "plan_transform", "put_transform", "run_transform", "transform_tensors"]
 
-HELD = 16
-"""Bytes of an entry of one model that a thread has in hand: as it was read, in fp32, and what a method makes of it."""
-NS = 6.0
-"""Rough time of one entry of one model on one core, all passes together: for the plan only."""
+HELD, FLOOR = 16, 250 << 20
+"""Bytes of an entry of one model that a thread has in hand: as it was read, in fp32, and what a method makes of it;
+bytes of Python and torch."""
+NS, CUBIC = 6.0, 0.25
+"""Rough ns of an entry of one model on one core, all passes together, and of one of the rows times columns times the
+lesser of both of `Transform.cubic`: for the plan only."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,10 @@ def plan_transform(
     inputs = _prepare(method, spoken.base, spoken.experts, torch.device("cpu"), memory, threads, layout, roles or {})
     written = _written(_reference(base, experts), inputs, dtype)
     read = sum(info.nbytes for s in _sources(base, experts) for info in s.tensors.values())
-    held = inputs.threads * inputs.held * 8
-    seconds = inputs.count * (len(experts) + 1) * NS / 1e9
-    return Plan(written, read, sum(i.nbytes for i in written), held, seconds, (*spoken.notes, *inputs.notes))
+    held = FLOOR + inputs.threads * inputs.held * HELD
+    matrices = sum(i.numel * min(i.shape[-2:]) for i in inputs.tensors.values() if len(i.shape) > 1)
+    ns = inputs.count * (len(experts) + 1) * NS + matrices * method.cubic(len(experts)) * CUBIC
+    return Plan(written, read, sum(i.nbytes for i in written), held, ns / 1e9, (*spoken.notes, *inputs.notes))
 
 
 def run_transform(

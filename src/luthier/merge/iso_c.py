@@ -43,6 +43,9 @@ class IsoC(Transform):
         "(tests/golden/test_merge_iso_c.py::test_released_code_fills_low_ranks_with_noise)",
     )
 
+    def cubic(self, experts: int) -> float:
+        return 1.0
+
     def transform(self, tensors: Piece, ctx: Ctx) -> Tensor:
         moved = changes(tensors)
         if len(tensors.shape) == 2:

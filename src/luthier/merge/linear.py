@@ -18,6 +18,7 @@ from luthier.errors import LuthierError
 from luthier.fields import Schedule
 from luthier.flows import Ctx, Piece
 from luthier.kit.deltas import each, one_each, summed
+from luthier.kit.vote import divisible
 from luthier.shapes import Reduces, Transform
 
 
@@ -33,6 +34,8 @@ class Linear(Transform):
 
     def plan(self, inputs: Any) -> Any:
         one_each("weights", self.weights, inputs)
+        if self.normalize:
+            divisible(self.weights, inputs)
         return inputs
 
     def transform(self, tensors: Piece, ctx: Ctx) -> Tensor:

@@ -49,6 +49,9 @@ class Tsv(Transform):
         "what the experts span (tests/golden/test_merge_tsv.py::test_released_code_invents_where_experts_agree)",
     )
 
+    def cubic(self, experts: int) -> float:
+        return 2.0 + experts / 2
+
     def transform(self, tensors: Piece, ctx: Ctx) -> Tensor:
         moved = changes(tensors)
         merged = self._joined(moved, tensors) if len(tensors.shape) == 2 else torch.stack(moved).mean(0)
