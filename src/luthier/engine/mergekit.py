@@ -64,7 +64,7 @@ SPARSE = (("density", "densities", 1.0), ("gamma", "gammas", 0.01), ("epsilon", 
 
 def to_recipe(marked: Marked) -> Any:
     """The recipe, as values marked like these, with the one step `merged`. LuthierError names file and line."""
-    idle = [k for k in marked.value if isinstance(k, str) and (k in IDLE_KEYS or k.startswith("x-"))]
+    idle = [k for k in marked.value or () if isinstance(k, str) and (k in IDLE_KEYS or k.startswith("x-"))]
     top = a_map(marked, (), (*KEYS, *idle), OTHERS)
     method = top.get("merge_method")
     if not isinstance(method, str) or method not in METHODS:

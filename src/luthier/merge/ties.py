@@ -7,6 +7,8 @@ takes the sign that most entries elected, and stays at the base if these balance
 
 Footguns: the default density keeps one entry in five; experts whose changes are already sparser than
 that are not trimmed at all. A merged change is an average, not a sum, so `scale` above 1 is common.
+Entries that equal the smallest one that stays stay too, so that more than the density may: changes of bfloat16
+models have many such, and mergekit takes exactly its count of them.
 
 N: entries of a stretch.
 """
