@@ -242,6 +242,14 @@ def test_plan_runs_nothing_and_says_what_it_takes(home, monkeypatch, capsys):
     assert [s["name"] for s in plan["steps"]] == ["a", "t"] and plan["leaked"] == 0
 
 
+@pytest.mark.parametrize("name", ["out.gguf", "model.safetensors"])
+def test_a_merge_writes_folders(home, monkeypatch, capsys, name):
+    monkeypatch.chdir(home)
+    code, _, err = said(capsys, "merge", "merge.yaml", name)
+    assert code == 2 and f"{name}: a merge writes a folder, not a file; name a folder" in err
+    assert not (home / name).exists()
+
+
 def test_plan_reads_headers_only(home, monkeypatch, capsys):
     """A hash of contents would read every weight; of a recipe that was not run there is nothing to compare it with."""
     monkeypatch.chdir(home)

@@ -45,7 +45,7 @@ class _Planning:
     def plan(self) -> Plan:
         data = tuple(self._data(name) for name in self.recipe.data)
         steps = tuple(self._step(step) for step in self.recipe.steps.values())
-        free = shutil.disk_usage(self.folder if self.folder.exists() else Path()).free
+        free = shutil.disk_usage(next(f for f in (self.folder, *self.folder.absolute().parents) if f.exists())).free
         needed = sum(s.disk for s in steps)
         if needed > free:
             unit, scale = ("GiB", 2**30) if needed >= 2**30 else ("MiB", 2**20)
