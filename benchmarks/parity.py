@@ -81,8 +81,8 @@ CASES = {
     "    parameters: {normalize: true}\ndtype: float32\n",
     "linear, base unlisted": "merge_method: linear\nbase_model: base\nmodels: [{model: one}, {model: two, parameters: "
     "{weight: 3}}]\nparameters: {weight: 1}\ndtype: float32\n",
-    "linear, union of tokens": "merge_method: linear\nbase_model: words\nmodels: [{model: words, parameters: {weight: 1}}, {model: "
-    "others, parameters: {weight: 3}}]\ntokenizer_source: union\ndtype: float32\n",
+    "linear, union of tokens": "merge_method: linear\nbase_model: words\nmodels: [{model: words, parameters: {weight: "
+    "1}}, {model: others, parameters: {weight: 3}}]\ntokenizer_source: union\ndtype: float32\n",
     "task_arithmetic, base's tokens": "merge_method: task_arithmetic\nbase_model: base\nmodels: [{model: words, "
     "parameters: {weight: 1}}, {model: others, parameters: {weight: 0.5}}]\ntokenizer_source: base\ndtype: float32\n",
     "task_arithmetic, bf16": BF16.format(method="task_arithmetic", density=1, more="", rest=""),
