@@ -1,6 +1,7 @@
 """Counter-based randomness: any split of a range is the range, shares are exact, streams are independent."""
 
 import math
+import os
 import random
 
 import numpy as np
@@ -151,3 +152,10 @@ def test_of_one_pass_nothing_is_kept():
     draws = Draws({"a": (64, 1)}, None, several=False)
     draws.seal()
     assert np.array_equal(draws.found("a", 0, KEY, 0, 64, 0.5), drawn(KEY, 0, 64, 0.5))
+
+
+def test_room_for_what_is_drawn_is_claimed_at_once(tmp_path):
+    draws = Draws({"a": (80_001, 2), "b": (7, 3)}, tmp_path)
+    assert os.fstat(draws._file.fileno()).st_size == 2 * 10_001 + 3
+    with pytest.raises(OSError):
+        Draws({"a": (1 << 56, 9)}, tmp_path)
