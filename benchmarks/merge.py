@@ -61,7 +61,7 @@ NOTES = [
     "together; linear at 135M and all rows of 42 million entries run without. The first merge on a machine takes 1.2 s "
     "more, once.",
     "One run at 1.5B, 0.5B and with 8 experts, on machines that had other work on their second core. Rows of 0.5B and "
-    "of 8 experts are of an earlier commit and another machine, before trims, bands and draws went through in one pass.",
+    "of 8 experts are of an earlier commit and another machine, before trim, band, draw and vote became one pass.",
 ]
 LIMIT = """
 import sys, torch
