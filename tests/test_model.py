@@ -12,7 +12,7 @@ from luthier.kit.parts import aux_loss
 from luthier.model import LuthierConfig, LuthierForCausalLM, LuthierModel, build_model
 from luthier.model.export import to_stock
 from luthier.testing import tiny
-from luthier.testing.part import after_step
+from luthier.testing.part import after_step, at_home
 
 SIZES = {
     "vocab_size": tiny.VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -170,7 +170,7 @@ def test_auto_classes(sparse, tmp_path):
     assert isinstance(AutoConfig.from_pretrained(tmp_path), LuthierConfig)
     body = AutoModel.from_pretrained(tmp_path)
     assert isinstance(body, LuthierModel)
-    assert torch.equal(body(ids(1, 5)).last_hidden_state, sparse.model(ids(1, 5)).last_hidden_state)
+    assert torch.equal(at_home(body)(ids(1, 5)).last_hidden_state, sparse.model(ids(1, 5)).last_hidden_state)
     half = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert isinstance(half, LuthierForCausalLM) and half.dtype == torch.bfloat16
     assert half.model.layers[0].mlp.gate.e_score_correction_bias.dtype == torch.float32

@@ -33,7 +33,7 @@ def ranked(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("case", ["full", "full adam", "random", "lift", "odd", "moe"])
 def test_two_processes_are_one_on_the_same_global_batch(ranked, case):
     assert (ranked / f"{case}-0.out").read_bytes() == (ranked / f"{case}-1.out").read_bytes()
-    assert gap(ranked / f"{case}-0.out", ranked / f"{case}-alone.out") < 2e-6
+    assert gap(ranked / f"{case}-0.out", ranked / f"{case}-alone.out") < 4e-6  # sums of halves are rounded otherwise
     for two, one in zip(history(ranked / f"{case}-0.out"), history(ranked / f"{case}-alone.out"), strict=True):
         assert two["tokens"] == one["tokens"]
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)

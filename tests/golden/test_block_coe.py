@@ -14,6 +14,7 @@ from luthier.kit.parts import Pass
 from luthier.model import LuthierConfig, LuthierForCausalLM, Spec, build_model
 from luthier.model.convert import to_coe
 from luthier.testing.decoders import refill
+from luthier.testing.part import at_home
 
 D, E, INNER = 6, 5, 8
 PLACES = ("inner_normed", "prenorm", "outer", "init", "gated")
@@ -278,7 +279,7 @@ def test_a_converted_mixture_is_equal_to_the_bit(dtype, tmp_path):
     assert chain.dtype == dtype and not chain.training
     assert torch.equal(chain(ids()).logits, model(ids()).logits)
     chain.save_pretrained(tmp_path)
-    again = LuthierForCausalLM.from_pretrained(tmp_path)
+    again = at_home(LuthierForCausalLM.from_pretrained(tmp_path))
     assert torch.equal(again(ids()).logits, model(ids()).logits)
 
 
