@@ -13,8 +13,7 @@ from luthier.kit import routing
 from luthier.kit.parts import Pass
 from luthier.model import LuthierConfig, LuthierForCausalLM, Spec, build_model
 from luthier.model.convert import to_coe
-from luthier.testing.decoders import refill
-from luthier.testing.part import at_home
+from luthier.testing.decoders import at_home, refill
 
 D, E, INNER = 6, 5, 8
 PLACES = ("inner_normed", "prenorm", "outer", "init", "gated")

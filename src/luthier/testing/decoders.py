@@ -127,3 +127,11 @@ PEERS: dict[str, Callable[[Any, Mapping[str, Any]], dict[str, Tensor]]] = {
     "llama.norm": _llama_norm,
     "torch.layer_norm": _layer_norm,
 }
+
+
+def at_home(model: Any) -> Any:
+    """The model with its weights in memory that torch chose. The last bits of a product may depend on where its
+    operands begin, and weights of a file lie as the file has them."""
+    for weight in model.parameters():
+        weight.data = weight.data.clone()
+    return model

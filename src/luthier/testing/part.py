@@ -24,6 +24,7 @@ from luthier.testing.decoders import (
     PLAIN_CALL,
     SIZES,
     alone,
+    at_home,
     call,
     config,
     decoder,
@@ -207,14 +208,6 @@ def reload_is_equal(entry: Card) -> None:
         for name, value in model.state_dict().items():
             must(torch.equal(value, again.state_dict()[name]), f"{method}: {name} changes on the way")
         must(torch.equal(at_home(again)(ids).logits, model(ids).logits), f"{method}: logits change on the way")
-
-
-def at_home(model: Any) -> Any:
-    """The model with its weights in memory that torch chose. The last bits of a product may depend on where its
-    operands begin, and weights of a file lie as the file has them."""
-    for weight in model.parameters():
-        weight.data = weight.data.clone()
-    return model
 
 
 def after_step(model: nn.Module) -> None:
