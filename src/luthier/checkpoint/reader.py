@@ -173,7 +173,7 @@ def _close(files: dict[Path, int]) -> None:
 
 
 def check_finite(name: str, tensor: Tensor, where: str | os.PathLike[str]) -> None:
-    """LuthierError if a tensor holds NaN or infinity. where: the file or folder it came from, with or without its name."""
+    """LuthierError if a tensor holds NaN or infinity. where: its file, with or without its name."""
     if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
         bad, at = int((~tensor.float().isfinite()).sum()), f"tensor {name!r}"
         what = f"{bad:,} of {tensor.numel():,} values are NaN or infinite"
