@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from families import FAMILIES, distance, logits_of, model_of, weights_of
 from luthier.checkpoint.heads import attention_of, units_of
-from luthier.checkpoint.reader import TensorInfo
+from luthier.checkpoint.reader import Checkpoint, TensorInfo
+from luthier.checkpoint.resolve import resolve
 from luthier.engine.pieces import Inputs, Memory
 from luthier.engine.stream import plan_transform, transform_tensors
 from luthier.errors import LuthierError
@@ -283,6 +285,8 @@ def test_what_the_output_says_of_the_lock():
     locked = planned({}, config)
     assert locked.config[ENTRY] == entry() and len(locked.notes) == 3
     assert "protect.restore" in " ".join(locked.notes)
+    size = sum(t.numel() for t in weights_of(model_of("llama")).values())
+    assert f"measured at 135,000,000 parameters, this model has {size:,})" in locked.notes[1]
     undone = planned({"invert": True}, locked.config)
     assert undone.config == config and undone.notes == ()
     unsure = planned({"invert": True}, config)
@@ -367,6 +371,25 @@ def test_a_share_that_the_model_passes_over_is_refused_by_name(name):
     before, after = (logits_of(model, w, torch.float64) for w in (weights, lock(weights, config, parts=["mlp"])))
     assert (before - after).abs().max() < 4e-6
     lock(weights, {**config, "partial_rotary_factor": 1.0})
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_outputs_of_a_real_model_stay(tmp_path):
+    """SmolLM2-135M locked in fp32: logits after 64 words within 2e-4, where its weights moved by their own length."""
+    base = resolve("smollm2")
+    out = MergeLock().apply(model=base, key=Secret(KEY), dtype="fp32").save(tmp_path / "out")
+    ids = torch.randint(0, base.config["vocab_size"], (1, 64), generator=torch.Generator().manual_seed(0))
+
+    def logits(path):
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        return model(ids, use_cache=False).logits
+
+    before, after = logits(base.path), logits(out)
+    name = "model.layers.7.self_attn.v_proj.weight"
+    first, second = base.read(name).float(), Checkpoint.open(out).read(name)
+    assert (first - second).norm() > 0.5 * first.norm() and before.abs().max() > 1
+    assert (before - after).abs().max() <= 2e-4
 
 
 @pytest.mark.parametrize("says", [
