@@ -52,15 +52,16 @@ NOTES = [
     "memory count; Luthier reads them into buffers.",
     "ns an entry is CPU without `import torch`, over the entries of one model: of the limit with what Python takes to "
     "end, of Luthier without, as it leaves at once.",
-    "What falls short. linear, 1.5B: within 1.2 of the limit, but mergekit takes 3.3 times that, so 3 times less would "
-    "leave 0.9 s for start, header checks and Python. dare_ties: mergekit's form needs masses before and after the "
-    "drop, so all files are read twice and six sums taken; mergekit itself takes half as long for it as for ties. "
-    "breadcrumbs, 1.5B: 3.1 times the limit; two thresholds an expert, of which numpy keeps what lies near. 18,000 "
-    "tensors: calls of small kernels and checks of headers; the limit itself takes 2 s more.",
-    "Luthier loads its kernels (0.5 s, 120 MiB) for merges of more than 2**29 entries of all models together; linear "
-    "at 135M and all rows of 42 million entries run without. The first merge on a machine takes 1.2 s more, once.",
-    "One run at 1.5B, 0.5B and with 8 experts, on a machine that had other work on its second core; ties at 1.5B some "
-    "commits before the rest, which made other rows faster, none slower.",
+    "What falls short. linear, 1.5B: most of it is time in the kernel, for pages of the output that the machine has to "
+    "find first; it varied from 7.6 to 15.5 s in six runs of the same bytes that day (timed aside), mergekit's from 26 "
+    "to 29. dare_ties, 1.5B: mergekit's form needs masses before and after the drop, so all files are read twice, and "
+    "mergekit takes less than half as long for it as for ties. dare_ties, 135M: narrowly. 18,000 tensors: ties, whose "
+    "calls of small kernels are thrice as many as those of linear.",
+    "Luthier loads its kernels (0.5 s, 120 MiB, timed aside) for merges of more than 2**29 entries of all models "
+    "together; linear at 135M and all rows of 42 million entries run without. The first merge on a machine takes 1.2 s "
+    "more, once.",
+    "One run at 1.5B, 0.5B and with 8 experts, on machines that had other work on their second core. Rows of 0.5B and "
+    "of 8 experts are of an earlier commit and another machine, before trim, band, draw and vote became one pass.",
 ]
 LIMIT = """
 import sys, torch

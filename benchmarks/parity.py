@@ -6,7 +6,8 @@ Tiny Llamas of four and six layers in fp32, three of them with tokenizers that d
 the tensors' entries, relative to the largest of the tensor. What mergekit drops at random (DARE, DELLA) is
 compared at density 1 only; its own tests must vouch for the rest. Trims of bf16 checkpoints are others where
 changes are equal at the cut, of which all stay here and mergekit takes exactly its count: the last two rows say
-how many entries that is, and are no part of the goal.
+how many entries that is, and are no part of the goal. Where no base is named mergekit puts the union's tokens in
+an order that changes from run to run, so one is named.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ CASES = {
     "    parameters: {normalize: true}\ndtype: float32\n",
     "linear, base unlisted": "merge_method: linear\nbase_model: base\nmodels: [{model: one}, {model: two, parameters: "
     "{weight: 3}}]\nparameters: {weight: 1}\ndtype: float32\n",
-    "linear, union of tokens": "merge_method: linear\nmodels: [{model: words, parameters: {weight: 1}}, {model: "
-    "others, parameters: {weight: 3}}]\ntokenizer_source: union\ndtype: float32\n",
+    "linear, union of tokens": "merge_method: linear\nbase_model: words\nmodels: [{model: words, parameters: {weight: "
+    "1}}, {model: others, parameters: {weight: 3}}]\ntokenizer_source: union\ndtype: float32\n",
     "task_arithmetic, base's tokens": "merge_method: task_arithmetic\nbase_model: base\nmodels: [{model: words, "
     "parameters: {weight: 1}}, {model: others, parameters: {weight: 0.5}}]\ntokenizer_source: base\ndtype: float32\n",
     "task_arithmetic, bf16": BF16.format(method="task_arithmetic", density=1, more="", rest=""),

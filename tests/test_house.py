@@ -237,3 +237,11 @@ def test_errata_are_up_to_date():
             for file in re.findall(r"tests/[\w/]+\.py(?:::\w+)?", line):
                 name, _, test = file.partition("::")
                 assert f"def {test}" in (ROOT / name).read_text(encoding="utf-8"), file
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_benchmarks_can_begin(script):
+    """What a script imports is there, its siblings among it; peers are other environments' and are not imported."""
+    code = f"import sys; sys.path.insert(0, {str(script.parent)!r}); __import__({script.stem!r})"
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert made.returncode == 0, made.stderr[-300:]

@@ -1,6 +1,5 @@
 """Counter-based randomness: any split of a range is the range, shares are exact, streams are independent."""
 
-import errno
 import math
 import os
 import random
@@ -155,27 +154,8 @@ def test_of_one_pass_nothing_is_kept():
     assert np.array_equal(draws.found("a", 0, KEY, 0, 64, 0.5), drawn(KEY, 0, 64, 0.5))
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no room can be taken beforehand here")
-def test_room_for_the_draws_is_taken_at_once(tmp_path, monkeypatch):
-    """A full disk shows before the first draw, and what is kept takes no more room than was asked for."""
-    asked = []
-    real = os.posix_fallocate
-
-    def taken(fd, start, count):
-        asked.append((start, count))
-        real(fd, start, count)
-
-    monkeypatch.setattr(os, "posix_fallocate", taken)
-    draws = Draws({"a": (1000, 2), "b": (21, 3)}, tmp_path)
-    assert asked == [(0, 2 * 125 + 3 * 3)]
-    assert draws.found("b", 2, KEY, 0, 21, 0.5) is not None
-    Draws({}, tmp_path), Draws({"a": (64, 1)}, tmp_path, several=False)
-    assert len(asked) == 1
-
-    def full(fd, start, count):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="No space left"):
-        Draws({"a": (1000, 2)}, tmp_path)
-    assert not list(tmp_path.iterdir())
+def test_room_for_what_is_drawn_is_claimed_at_once(tmp_path):
+    draws = Draws({"a": (80_001, 2), "b": (7, 3)}, tmp_path)
+    assert os.fstat(draws._file.fileno()).st_size == 2 * 10_001 + 3
+    with pytest.raises(OSError):
+        Draws({"a": (1 << 56, 9)}, tmp_path)

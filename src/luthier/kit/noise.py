@@ -74,7 +74,7 @@ class Draws:
 
     counts: name → entries of each change, and how many changes there are at most.  folder: where the file lies; it
     has no name and is gone with this object.  several: false where a single pass makes every draw once, and nothing
-    is kept.  OSError where the disk has no room for the file.
+    is kept.  OSError where there is no room for it.
     """
 
     def __init__(self, counts: Mapping[str, tuple[int, int]], folder: Path | None, several: bool = True):
@@ -85,8 +85,8 @@ class Draws:
             self._at[name] = end, each
             end += each * changes
         self._file = tempfile.TemporaryFile(dir=folder) if several else None  # noqa: SIM115
-        if self._file is not None and end and hasattr(os, "posix_fallocate"):  # a full disk shows now
-            os.posix_fallocate(self._file.fileno(), 0, end)
+        if self._file is not None and end and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._file.fileno(), 0, end)  # a full disk shows now, not after a pass
         self._drawn = False
 
     def seal(self) -> None:
