@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import luthier
+from luthier.cli import main
 from luthier.errors import LuthierError
 from luthier.merge.linear import Linear
 from luthier.testing import tiny
@@ -35,6 +36,24 @@ def test_experts_may_be_a_tuple_of_names(home, tmp_path):
     given = [home / "one", home / "two"]
     one, two = (Linear().apply(experts=kind(given)).save(tmp_path / kind.__name__) for kind in (list, tuple))
     assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+
+
+def test_a_merge_never_replaces_its_inputs(home, tmp_path):
+    """Neither an expert that Luthier wrote, nor one in the folder of another output; from Python and as a command."""
+    first, base = Linear().apply(experts=[home / "one", home / "two"]).save(tmp_path / "first"), home / "base"
+    before = (first / "model.safetensors").read_bytes()
+    with pytest.raises(LuthierError, match="first: holds an input, .*first; choose another folder"):
+        Linear().apply(experts=[home / "one", first]).save(first)
+    recipe = tmp_path / "m.yaml"
+    recipe.write_text(f"luthier: 1\nsteps: {{m: {{use: merge.linear, experts: [{base}, {first}]}}}}\n")
+    assert main(["merge", str(recipe), str(first)]) == 2
+    assert (first / "model.safetensors").read_bytes() == before
+    inner = tiny.expert_of(base, 3, first / "expert")
+    (first / "notes.txt").write_text("mine")
+    for experts in ([home / "one", inner], [home / "one", home / "two"]):
+        with pytest.raises(LuthierError, match="first: holds "):
+            Linear().apply(experts=experts).save(first)
+    assert (inner / "config.json").exists() and (first / "notes.txt").read_text() == "mine"
 
 
 def test_the_card_of_a_tune_is_a_recipe_that_reads(home, tmp_path):

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luthier.checkpoint.delta import Delta
 from luthier.checkpoint.expert import open_expert
 from luthier.checkpoint.header import read_header, read_json
 from luthier.checkpoint.reader import Checkpoint, check_finite
@@ -230,6 +231,15 @@ def test_json_that_is_no_file(tmp_path, kind):
         read_json(path)
 
 
+@pytest.mark.parametrize("name", ["delta.json", "adapter_config.json"])
+def test_a_change_whose_description_links_out_of_the_folder(tmp_path, name):
+    (tmp_path / "elsewhere.json").write_text("{}")
+    (folder := tmp_path / "change").mkdir()
+    (folder / name).symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(LuthierError, match=f"{name}: is a link out of its folder"):
+        Delta.open(folder)
+
+
 def test_a_tokenizer_that_links_out_of_the_folder_is_not_copied(tmp_path):
     (tmp_path / "secret").write_text("key")
     path = tiny.checkpoint(tmp_path / "m")
@@ -327,8 +337,9 @@ def test_a_tensor_that_is_not_finite(bad, dtype):
     tensor = torch.ones(3, 4).to(dtype)
     check_finite("w", tensor, "file")
     tensor[1, 2] = bad
-    with pytest.raises(LuthierError, match=r"file: tensor 'w': 1 of 12 values are NaN or infinite"):
-        check_finite("w", tensor, "file")
+    for where in ("file", "file: tensor 'w'"):
+        with pytest.raises(LuthierError, match=r"^file: tensor 'w': 1 of 12 values are NaN or infinite$"):
+            check_finite("w", tensor, where)
 
 
 def test_whole_numbers_are_always_finite():

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from transformers.utils.logging import is_progress_bar_enabled
 
 from dying import die, ended, fork, kill_after
 from luthier.checkpoint import atomic
+from luthier.checkpoint.atomic import check_apart
 from luthier.checkpoint.card import model_card
 from luthier.checkpoint.delta import same_bits
 from luthier.checkpoint.reader import Checkpoint
@@ -130,6 +132,84 @@ def test_a_folder_of_an_earlier_version_is_replaced(tmp_path):
     with write_folder(out) as temp:
         (temp / "b").write_text("new")
     assert sorted(os.listdir(out)) == [".luthier", "b"]
+
+
+def test_what_was_put_into_a_folder_within_is_never_lost(tmp_path):
+    """A note beside a tune's change, which stands in a folder of its own."""
+    out = tmp_path / "out"
+
+    def write(content):
+        with write_folder(out) as temp:
+            (temp / "delta").mkdir()
+            (temp / "delta" / "a").write_text(content)
+
+    write("old")
+    write("new")
+    (out / "delta" / "notes").write_text("mine")
+    with pytest.raises(LuthierError, match="out: holds delta/notes, which Luthier did not put there"):
+        write("newer")
+    assert (out / "delta" / "a").read_text() == "new" and (out / "delta" / "notes").read_text() == "mine"
+
+
+def test_what_is_put_there_during_the_work_is_never_lost(tmp_path):
+    out = tmp_path / "out"
+    with write_folder(out) as temp:
+        (temp / "a").write_text("old")
+    with pytest.raises(LuthierError, match="out: holds notes"), write_folder(out) as temp:
+        (temp / "a").write_text("new")
+        (out / "notes").write_text("mine")
+    assert (out / "a").read_text() == "old" and (out / "notes").read_text() == "mine"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("mark", ["", "mine\n", "This folder was written by Luthier", "\xff"])
+def test_a_mark_of_others_is_none(tmp_path, mark):
+    (out := tmp_path / "out").mkdir()
+    (out / ".luthier").write_text(mark, encoding="latin-1")
+    with pytest.raises(LuthierError, match="was not written by Luthier"), write_folder(out):
+        raise AssertionError
+    assert (out / ".luthier").exists()
+
+
+def test_a_model_in_a_folder_of_an_earlier_version_is_never_lost(tmp_path):
+    """Its mark lists nothing, and only a tuned model has a folder within, its change."""
+    (out := tmp_path / "out").mkdir()
+    (out / ".luthier").write_text("This folder was written by Luthier, which may replace it.\n")
+    (out / "delta").mkdir()
+    (out / "delta" / "delta.json").write_text("{}")
+    tiny.checkpoint(out / "expert")
+    with pytest.raises(LuthierError, match="out: holds expert, which Luthier did not put there"), write_folder(out):
+        raise AssertionError
+    (out / "expert").rename(tmp_path / "expert")
+    with write_folder(out) as temp:
+        (temp / "b").write_text("new")
+    assert sorted(os.listdir(out)) == [".luthier", "b"]
+
+
+def test_an_input_is_never_replaced_by_what_is_made_of_it(tmp_path):
+    """The folder itself, by whatever path, one in it, and a link to it; a folder beside it, or around it, is none."""
+    out = tiny.checkpoint(tmp_path / "out")
+    (tmp_path / "link").symlink_to(out)
+    for path in (out, out / "delta", tmp_path / "link", out / ".." / "out"):
+        with pytest.raises(LuthierError, match="out: holds an input, .*; choose another folder"):
+            check_apart(out, [tmp_path / "other", path])
+    check_apart(out, [tmp_path, tmp_path / "outer", tmp_path / "other"])
+    with pytest.raises(LuthierError, match="holds an input"):
+        check_apart(tmp_path / "link", [out])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's table of mounts")
+def test_a_folder_of_the_same_disk_may_be_mounted(tmp_path, monkeypatch):
+    """A bind mount has its disk's number, so `os.path.ismount` does not know it; spaces are octal in the table."""
+    (out := tmp_path / "my out").mkdir()
+    line = b"63 43 254:0 /a " + os.fsencode(str(out).replace(" ", "\\040")) + b" rw,relatime - ext4 /dev/vda rw\n"
+    real, table = Path.read_bytes, Path("/proc/self/mountinfo")
+    monkeypatch.setattr(Path, "read_bytes", lambda path: real(path) + (line if path == table else b""))
+    assert not os.path.ismount(out)
+    with pytest.raises(LuthierError, match="is a mount point.*name a folder inside it"), write_folder(out):
+        raise AssertionError
+    with write_folder(out / "inside") as temp:
+        (temp / "a").write_text("new")
 
 
 def test_a_mount_point_is_refused_before_anything_is_done(tmp_path, monkeypatch):

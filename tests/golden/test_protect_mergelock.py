@@ -2,13 +2,18 @@
 
 import hashlib
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from families import FAMILIES, distance, logits_of, model_of, weights_of
 from luthier.checkpoint.heads import attention_of, units_of
+from luthier.checkpoint.reader import Checkpoint, TensorInfo
+from luthier.checkpoint.resolve import resolve
 from luthier.engine.pieces import Inputs, Memory
 from luthier.engine.stream import plan_transform, transform_tensors
 from luthier.errors import LuthierError
@@ -280,6 +285,8 @@ def test_what_the_output_says_of_the_lock():
     locked = planned({}, config)
     assert locked.config[ENTRY] == entry() and len(locked.notes) == 3
     assert "protect.restore" in " ".join(locked.notes)
+    size = sum(t.numel() for t in weights_of(model_of("llama")).values())
+    assert f"measured at 135,000,000 parameters, this model has {size:,})" in locked.notes[1]
     undone = planned({"invert": True}, locked.config)
     assert undone.config == config and undone.notes == ()
     unsure = planned({"invert": True}, config)
@@ -357,13 +364,97 @@ def test_a_share_that_the_model_passes_over_is_refused_by_name(name):
     weights = weights_of(model)
     config = {**model.config.to_dict(), "partial_rotary_factor": 0.5}
     for parts in (["qk"], ["vo"], ["heads"]):
-        with pytest.raises(LuthierError, match=f"50% of a head turn, which {name} passes over"):
+        with pytest.raises(LuthierError, match=f"50% of a head turn, where {name} turns 100%"):
             lock(weights, config, parts=parts)
-    with pytest.raises(LuthierError, match="passes over"):
+    with pytest.raises(LuthierError, match="turns 100%"):
         transform_tensors(Restore(), weights, [weights], Context(), config)
     before, after = (logits_of(model, w, torch.float64) for w in (weights, lock(weights, config, parts=["mlp"])))
     assert (before - after).abs().max() < 4e-6
     lock(weights, {**config, "partial_rotary_factor": 1.0})
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_outputs_of_a_real_model_stay(tmp_path):
+    """SmolLM2-135M locked in fp32: logits after 64 words within 2e-4, where its weights moved by their own length."""
+    base = resolve("smollm2")
+    out = MergeLock().apply(model=base, key=Secret(KEY), dtype="fp32").save(tmp_path / "out")
+    ids = torch.randint(0, base.config["vocab_size"], (1, 64), generator=torch.Generator().manual_seed(0))
+
+    def logits(path):
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        return model(ids, use_cache=False).logits
+
+    before, after = logits(base.path), logits(out)
+    name = "model.layers.7.self_attn.v_proj.weight"
+    first, second = base.read(name).float(), Checkpoint.open(out).read(name)
+    assert (first - second).norm() > 0.5 * first.norm() and before.abs().max() > 1
+    assert (before - after).abs().max() <= 2e-4
+
+
+@pytest.mark.parametrize("says", [
+    {"rotary_pct": 1.0, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+    {"partial_rotary_factor": 0.5}, {"rotary_pct": 1.0, "partial_rotary_factor": 0.5},
+    {"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}, "rotary_pct": 0.25},
+])  # fmt: skip
+def test_shares_that_differ_are_refused_by_name(says):
+    """transformers takes that of rope_parameters, then rotary_pct, and passes over partial_rotary_factor."""
+    model = model_of("gpt_neox", rotary_pct=0.5)
+    config = {"model_type": "gpt_neox", "num_attention_heads": 4, "num_hidden_layers": 2, **says}
+    with pytest.raises(LuthierError, match="config.json: says that .*of a head turn, where gpt_neox turns"):
+        lock(weights_of(model), config)
+
+
+@pytest.mark.parametrize("says", [
+    {"rotary_pct": 0.5}, {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    {"rotary_pct": 1.0}, {},
+])  # fmt: skip
+def test_the_share_of_gpt_neox_wherever_config_json_gives_it(says):
+    model = model_of("gpt_neox", **{"rotary_pct": 0.25, **says})
+    weights = weights_of(model)
+    locked = lock(weights, {"model_type": "gpt_neox", "num_attention_heads": 4, "num_hidden_layers": 2, **says})
+    before, after = (logits_of(model, w, torch.float64) for w in (weights, locked))
+    assert distance(weights, locked) > 1 and (before - after).abs().max() < 4e-6
+
+
+@pytest.mark.parametrize("bad", ["abc", [1], {}, 2.0, -1, float("inf"), True])
+@pytest.mark.parametrize("key", ["partial_rotary_factor", "rotary_pct", "rope_parameters", "rope_scaling"])
+def test_a_rotary_share_that_is_none(key, bad):
+    if key.startswith("rope") and not bad:
+        pytest.skip("says nothing")
+    for name in ("llama", "gpt_neox"):
+        model = model_of(name)
+        with pytest.raises(LuthierError, match="config.json: .*(no share of a head that turns|no map)"):
+            lock(weights_of(model), {**model.config.to_dict(), "rope_parameters": None, key: bad})
+
+
+@pytest.mark.parametrize("name", ["llama, tied, biases", "qwen3", "olmo2", "gpt2", "gpt_neox", "mixtral"])
+def test_a_tensor_that_does_not_fit_its_layer_is_refused_by_name(name):
+    """One line, whichever tensor it is and however it is off. What units read and write may have any width."""
+    model = model_of(name)
+    weights, config = weights_of(model), model.config.to_dict()
+    told = 0
+    for key, tensor in weights.items():
+        if not re.search(r"[.](0)[.].*(attn|attention|mlp|block_sparse_moe)[.]", key) or "gate.weight" in key:
+            continue
+        for bad in (tensor[:-1], tensor.t(), tensor.flatten(), tensor[None], tensor.sum(), torch.cat((tensor, tensor))):
+            free = re.search(r"down_proj.weight|w2.weight|c_fc.weight", key) and bad.shape[1:] == tensor.shape[1:]
+            if bad.shape != tensor.shape and not free:
+                with pytest.raises(LuthierError, match="has the shape|are no 4 heads|no feed-forward block"):
+                    lock({**weights, key: bad}, config)
+                told += 1
+    assert told > 20
+
+
+def test_an_attention_with_a_part_twice_is_refused():
+    from luthier.checkpoint.anatomy import role_of
+
+    model = model_of("llama")
+    weights = {n: t for n, t in weights_of(model).items() if ".0.self_attn" in n}
+    weights["model.layers.0.other.self_attn.q_proj.weight"] = weights["model.layers.0.self_attn.q_proj.weight"]
+    layer = {n: TensorInfo(n, t.dtype, tuple(t.shape), Path(), 0, 0, *role_of("llama", n)) for n, t in weights.items()}
+    with pytest.raises(LuthierError, match="no heads that can be told apart"):
+        attention_of(model.config.to_dict(), layer)
 
 
 def test_interleaved_pairs_lie_side_by_side():
@@ -371,7 +462,7 @@ def test_interleaved_pairs_lie_side_by_side():
     from luthier.checkpoint.heads import pairs
     from luthier.kit.symmetry import rotary
 
-    found = pairs({"model_type": "deepseek_v3", "partial_rotary_factor": 0.5}, 8)
+    found = pairs({"model_type": "deepseek_v3"}, 4)
     assert found.tolist() == [[0, 1], [2, 3]]
     assert pairs({"model_type": "gpt_neox"}, 16).tolist() == [[0, 2], [1, 3]]
     made = rotary(torch.tensor([[1j, 2 + 0j]], dtype=torch.complex128), torch.eye(6).repeat(1, 1, 1).double(), found)[0]

@@ -230,11 +230,12 @@ def test_many_units_are_compared_in_blocks():
 def one_head(rows, inputs=4, lengths=(1.0, 1.0), **fields):
     """One head, k and v alike, restored against the base [1 0 0 ..], [0 1 0 ..] ..; fields: of Restore.
 
-    rows: the expert's.  lengths: of the base's.  Gives its four projections afterwards, and what they were.
+    rows: the expert's.  lengths: of the base's.  Queries and outputs are small and those of the base, so that keys and
+    values decide.  Gives the four projections afterwards, and what they were.
     """
     width = len(rows)
     base_HX = torch.eye(width, inputs) * torch.tensor(lengths)[:, None]
-    noise = torch.arange(float(width * inputs)).view(width, inputs)
+    noise = 1e-3 * torch.arange(float(width * inputs)).view(width, inputs)
     stem = "model.layers.0.self_attn"
     gains = fields.pop("gains", {})
     base = {f"{stem}.{p}_proj.weight": t for p, t in zip("qkvo", (noise, base_HX, base_HX, noise.T), strict=True)}
@@ -424,3 +425,28 @@ def test_factors_of_units_by_hand():
         up = back[f"{stem}.up_proj.weight"].tolist()
         assert up == ([[1.0, 0.0]] if turned else [[2.0, 0.0]]), (m, gain)
         assert torch.allclose(back[f"{stem}.down_proj.weight"][1], torch.tensor([2 * m if turned else m]))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "olmo2"])
+@pytest.mark.parametrize("kind", ["constant", "rank one", "zero", "a stranger", "huge"])
+def test_a_fit_never_takes_an_expert_further_away(name, kind):
+    """Bases that show nothing of the coordinates: what fits keys, values or `up` would blow up what they multiply."""
+    model = model_of(name)
+    weights, config = weights_of(model), model.config.to_dict()
+    generator = torch.Generator().manual_seed(3)
+
+    def made(tensor):
+        if kind == "rank one" and tensor.dim() == 2:
+            rows, columns = tensor.shape
+            table = torch.randn(rows, 1, generator=generator) @ torch.randn(1, columns, generator=generator)
+            return table * tensor.std()
+        return {
+            "constant": torch.full_like(tensor, float(tensor.flatten()[0])), "zero": tensor * 0, "huge": tensor * 1e-12,
+        }.get(kind, torch.randn(tensor.shape, generator=generator) * 0.1)  # fmt: skip
+
+    base = {n: made(t) for n, t in weights.items()}
+    for expert in (weights, lock(weights, config)):
+        back = restore(base, expert, config)
+        assert distance(back, base) <= distance(expert, base) * (1 + 1e-6)
+        before, after = (logits_of(model, w, torch.float64) for w in (expert, back))
+        assert (before - after).abs().max() < 1e-5

@@ -79,7 +79,7 @@ class Family:
     qkv: how a fused projection's rows lie, "stacked" (all q, all k, all v) or "by_head" (q, k, v of
     head 0, then of head 1).  rotary: which entries of a head turn together.  turning: the share of a
     head's entries that turn, where config.json does not say.  partial: whether the family heeds what config.json says
-    of it; transformers passes over it in the others.
+    of it (`heads.turning_share`); transformers passes over it in the others.
     live: live module name ← name on disk, where they differ outside the experts.
     experts: the module that holds fused experts in memory, and (gate, up, down) on disk.
     after: norms that a branch's output passes before it is added.  shifted: norms multiply by 1 + weight.
@@ -217,14 +217,6 @@ def layers_of(config: Mapping[str, Any]) -> int | None:
     """Number of layers by config.json, None when it does not say."""
     count = layers_said(config)
     return count if isinstance(count, int) and count > 0 else None
-
-
-def turning_share(config: Mapping[str, Any]) -> float:
-    """The share of a head's entries that turn with the position, from the first one on."""
-    text, row = text_config(config), family(config["model_type"])
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    said = [text.get("partial_rotary_factor"), text.get("rotary_pct"), rope.get("partial_rotary_factor")]
-    return 0.0 if row.rotary == "none" else next((float(s) for s in said if s is not None), row.turning)
 
 
 class Place(NamedTuple):

@@ -15,13 +15,15 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from luthier.errors import LuthierError
 
 MARK, SAID = ".luthier", "This folder was written by Luthier, which may replace what it put there:"
+BEFORE = "This folder was written by Luthier, which may replace it."
+"""What the mark said when it listed nothing; models hold files then, and a tuned one its change in `delta`."""
 
 
 def is_full(error: Exception) -> bool:
@@ -59,8 +61,9 @@ def write_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
     fcntl.flock(held, fcntl.LOCK_EX)
     try:
         yield temp
-        (temp / MARK).write_text("\n".join([SAID, *sorted(entry.name for entry in temp.iterdir())]) + "\n")
+        (temp / MARK).write_text("\n".join([SAID, *_entries(temp)]) + "\n", encoding="utf-8")
         _sync(temp)
+        _check_replaceable(out)  # hours may have passed
         _put(temp, out)
     except LuthierError:
         raise
@@ -132,25 +135,55 @@ def _beside(out: Path, kind: str = "tmp") -> Path:
     return out.parent / f".{out.name}.{kind}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
+def check_apart(out: str | os.PathLike[str], inputs: Iterable[Path]) -> None:
+    """LuthierError if an input is the folder `out` or lies in it: it would be gone with what was there."""
+    home = Path(out).resolve()
+    for path in inputs:
+        if home in (path.resolve(), *path.resolve().parents):
+            raise LuthierError(f"holds an input, {path}", where=str(out), do="choose another folder for the output")
+
+
 def _check_replaceable(out: Path) -> None:
     """LuthierError for what stands there and must stay."""
     if not os.path.lexists(out):
         return
-    if os.path.ismount(out):
+    if _mounted(out):
         raise LuthierError("is a mount point, which cannot be replaced", where=str(out), do="name a folder inside it")
-    try:
-        said, *listed = (out / MARK).read_text(encoding="utf-8").splitlines()
-    except (NotADirectoryError, FileNotFoundError, ValueError):
-        if out.is_dir() and next(out.iterdir(), None) is None:
-            return
-        raise LuthierError(
-            "exists and was not written by Luthier", where=str(out), do="choose another folder"
-        ) from None
-    known = {MARK, *listed}
-    other = next((e.name for e in sorted(out.iterdir()) if e.name not in known), None) if said == SAID else None
+    if out.is_dir() and next(out.iterdir(), None) is None:
+        return
+    said, *listed = _mark(out).split("\n")
+    if said not in (SAID, BEFORE):
+        raise LuthierError("exists and was not written by Luthier", where=str(out), do="choose another folder")
+    if said == BEFORE:
+        listed = [entry.name for entry in out.iterdir() if entry.name == "delta" or not entry.is_dir()]
+        listed += [entry for entry in _entries(out) if re.fullmatch(r"delta/[^/]*", entry)]
+    other = min(set(_entries(out)) - {MARK, *listed}, default=None)
     if other is not None:
         what = f"holds {other}, which Luthier did not put there"
         raise LuthierError(what, where=str(out), do="move it away, or choose another folder")
+
+
+def _mark(out: Path) -> str:
+    try:
+        return (out / MARK).read_text(encoding="utf-8") if (out / MARK).is_file() else ""
+    except ValueError:
+        return ""
+
+
+def _entries(folder: Path) -> list[str]:
+    """What a folder holds, and the folders in it."""
+    found = (os.path.join(root, name) for root, folders, files in os.walk(folder) for name in (*folders, *files))
+    return sorted(Path(path).relative_to(folder).as_posix() for path in found)
+
+
+def _mounted(out: Path) -> bool:
+    """Whether something is mounted there; only Linux's own table knows of a folder of the same disk."""
+    try:
+        table = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:
+        table = []
+    place = re.sub(rb"[ \t\n\\\\]", lambda found: b"\\%03o" % found[0][0], os.fsencode(os.path.realpath(out)))
+    return os.path.ismount(out) or any(line.split(b" ")[4] == place for line in table)
 
 
 def _alive(pid: int) -> bool:

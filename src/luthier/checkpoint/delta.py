@@ -213,7 +213,7 @@ class Delta:
             return cls(*open_adapter(folder))
         if not (folder / "delta.json").is_file():
             raise LuthierError("holds no delta.json and no adapter_config.json", where=str(folder))
-        about = read_json(folder / "delta.json")
+        about = read_json(inside(folder, "delta.json"))
         if about.get("luthier_delta") != 1 or not isinstance(about.get("shapes"), dict):
             raise LuthierError("is not a delta this version reads", where=str(folder / "delta.json"))
         if not isinstance(about.get("notes") or {}, dict):

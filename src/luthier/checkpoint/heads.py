@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.checkpoint.anatomy import Family, family, stack_of, text_config, turning_share
-from luthier.errors import LuthierError
+from luthier.checkpoint.anatomy import Family, family, stack_of, text_config
+from luthier.errors import LuthierError, said
 from luthier.kit.symmetry import Heads, Units
 
 KNOWN = ("block.attention", "block.dense", "block.moe")
 """What may fill the slots of our own decoder that weights are read by."""
+WITHOUT = "leave its attention out: set: {parts: [mlp]}"
 
 
 @dataclass(frozen=True)
@@ -129,28 +130,73 @@ def attention_of(config: Mapping[str, Any], layer: Mapping[str, Any]) -> Attenti
     LuthierError for what is no grouped-query attention of separate or fused projections.
     """
     row, text = family(config["model_type"]), text_config(config)
-    names = {t.role.removeprefix("attn."): name for name, t in layer.items() if t.role.startswith("attn.")}
-    where = next(iter(layer), None)
-    heads = text.get(row.heads)
-    do = "leave its attention out: set: {parts: [mlp]}"
-    if not {"q", "k", "v", "o"} <= set(names) and not {"qkv", "o"} <= set(names):
-        raise LuthierError(f"this attention of {row.name} has no heads that can be told apart", where=where, do=do)
+    found = [(t.role.removeprefix("attn."), name) for name, t in layer.items() if t.role.startswith("attn.")]
+    names, where, heads = dict(found), next(iter(layer), None), text.get(row.heads)
+    if len(names) < len(found) or not ({"q", "k", "v", "o"} <= set(names) or {"qkv", "o"} <= set(names)):
+        raise LuthierError(f"this attention of {row.name} has no heads that can be told apart", where=where, do=WITHOUT)
     if text.get("clip_qkv") is not None:
-        raise LuthierError("clipped queries, keys and values (clip_qkv) see their coordinates", where=where, do=do)
+        raise LuthierError("clipped queries, keys and values (clip_qkv) see their coordinates", where=where, do=WITHOUT)
     if not isinstance(heads, int) or heads < 1:
         raise LuthierError(f"config.json does not say how many heads there are ({row.heads})", where=where)
     _check_slots(config, "mixer")
-    fused, across = "qkv" in names, -1 if f"attn.{'qkv' if 'qkv' in names else 'q'}" in row.transposed else 0
-    rows = {p: layer[names[p]].shape[across] for p in (("qkv",) if fused else "qkv")}
+    shapes = {p: tuple(layer[n].shape)[:: -1 if f"attn.{p}" in row.transposed else 1] for p, n in names.items()}
+    flat = next((p for p in ("q", "k", "v", "qkv", "o") if p in shapes and len(shapes[p]) != 2), None)
+    if flat:
+        raise LuthierError(f"has the shape {list(shapes[flat])}, no matrix", where=names[flat], do=WITHOUT)
+    fused = "qkv" in names
+    rows = {p: shapes[p][0] for p in (("qkv",) if fused else "qkv")}
     width, left = divmod(rows["qkv"] // 3 if fused else rows["q"], heads)
     groups = heads if fused else rows["k"] // max(width, 1)
-    fits = left == 0 and groups > 0 and heads % groups == 0 and (fused or rows["k"] == rows["v"] == groups * width)
-    if not fits:
-        raise LuthierError(f"rows {rows} are no {heads} heads", where=where, do=do)
-    if row.rotary != "none" and not row.partial and turning_share(config) != 1:
-        what = f"config.json says that {turning_share(config):.0%} of a head turn, which {row.name} passes over"
-        raise LuthierError(what, where=where, do=do)
+    fits = left == 0 and width > 0 and groups > 0 and heads % groups == 0
+    if not fits or not (rows["qkv"] == 3 * heads * width if fused else rows["k"] == rows["v"] == groups * width):
+        raise LuthierError(f"rows {rows} are no {heads} heads", where=where, do=WITHOUT)
+    _check_shapes(names, shapes, heads * width, groups * width, width)
     return AttentionAt(row, names, heads, groups, width, pairs(config, width))
+
+
+def _check_shapes(
+    names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], query: int, key: int, width: int
+) -> None:
+    """LuthierError for a tensor that does not go with its layer's others. query, key: rows of all heads together."""
+    rows = {"q": query, "k": key, "v": key, "qkv": 3 * query}
+    inputs = shapes["qkv" if "qkv" in shapes else "q"][1]
+    whole = shapes.get("q_norm") == (query,)  # gains of all heads, or those that every head has
+    allowed = {
+        **{part: (n, inputs) for part, n in rows.items()}, **{f"{part}.bias": (n,) for part, n in rows.items()},
+        "o": (inputs, query), "o.bias": (inputs,),
+        "q_norm": (query if whole else width,), "k_norm": (key if whole else width,),
+    }  # fmt: skip
+    for part, shape in shapes.items():
+        if part not in allowed:
+            raise LuthierError("its place in the attention is not known", where=names[part], do=WITHOUT)
+        if shape != allowed[part]:
+            what = f"has the shape {list(shape)}, its layer's others ask for {list(allowed[part])}"
+            raise LuthierError(what, where=names[part], do=WITHOUT)
+    if ("q_norm" in shapes) != ("k_norm" in shapes):
+        raise LuthierError("queries or keys alone have a norm", where=names["q"], do=WITHOUT)
+
+
+def turning_share(config: Mapping[str, Any]) -> float:
+    """The share of a head's entries that turn with the position, from the first one on.
+
+    LuthierError for what transformers would read otherwise than it looks: a share that the family passes over, two
+    that differ.
+    """
+    text, row = text_config(config), family(config["model_type"])
+    if row.rotary == "none":
+        return 0.0
+    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    if not isinstance(rope, Mapping):
+        raise LuthierError(f"rope_parameters is {said(rope)}, no map", where="config.json", do=WITHOUT)
+    told = [rope.get("partial_rotary_factor"), text.get("rotary_pct"), text.get("partial_rotary_factor")]
+    share = next((s for s in told[:2] if s is not None), row.turning) if row.partial else row.turning
+    for other in told:
+        if other is not None and (isinstance(other, bool) or not isinstance(other, int | float) or not 0 <= other <= 1):
+            raise LuthierError(f"{said(other)} is no share of a head that turns", where="config.json", do=WITHOUT)
+        if other is not None and other != share:
+            what = f"says that {other:.0%} of a head turn, where {row.name} turns {share:.0%}"
+            raise LuthierError(what, where="config.json", do=WITHOUT)
+    return float(share)
 
 
 def pairs(config: Mapping[str, Any], width: int) -> Tensor:
@@ -176,8 +222,22 @@ def units_of(config: Mapping[str, Any], layer: Mapping[str, Any]) -> list[UnitsA
         if flat or not {"up", "down"} <= set(names):
             raise LuthierError(f"{label}: no feed-forward block of gate, up and down", where=next(iter(names.values())),
                                do="leave it out of `parts`")  # fmt: skip
+        _check_block(names, {p: tuple(layer[n].shape) for p, n in names.items()}, "mlp.up" in row.transposed)
     _check_slots(config, "ffn")
     return [UnitsAt(label, names, "mlp.up" in row.transposed) for label, names in found.items()]
+
+
+def _check_block(names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], transposed: bool) -> None:
+    """LuthierError for a tensor that does not go with the others of its feed-forward block."""
+    units, inputs = shapes["up"][:: -1 if transposed else 1]
+    outputs = shapes["down"][1 if transposed else 0]
+    for part, shape in shapes.items():
+        weight, _, bias = part.partition(".")
+        rows, columns = (outputs, units) if weight == "down" else (units, inputs)
+        allowed = (rows,) if bias else (columns, rows) if transposed else (rows, columns)
+        if shape != allowed:
+            what = f"has the shape {list(shape)}, its block's others ask for {list(allowed)}"
+            raise LuthierError(what, where=names[part], do="leave it out of `parts`")
 
 
 def _check_slots(config: Mapping[str, Any], slot: str) -> None:

@@ -82,7 +82,7 @@ class LowRank:
 
 def open_adapter(folder: Path) -> tuple[dict[str, LowRank], str, dict[str, Any]]:
     """Changes by tensor name, base hash (unknown: ""), notes, of a PEFT LoRA adapter folder."""
-    config = read_json(folder / "adapter_config.json", limit=8_000_000)
+    config = read_json(inside(folder, "adapter_config.json"), limit=8_000_000)
     refuse_beyond(config, folder)
     file = weights_of(folder)
     parts: dict[str, dict[str, Tensor]] = {}

@@ -173,12 +173,11 @@ def _close(files: dict[Path, int]) -> None:
 
 
 def check_finite(name: str, tensor: Tensor, where: str | os.PathLike[str]) -> None:
-    """LuthierError if a tensor holds NaN or infinity. where: the file or folder it came from."""
+    """LuthierError if a tensor holds NaN or infinity. where: its file, with or without its name."""
     if tensor.is_floating_point() and not bool(tensor.float().isfinite().all()):
-        bad = int((~tensor.float().isfinite()).sum())
-        raise LuthierError(
-            f"{bad:,} of {tensor.numel():,} values are NaN or infinite", where=f"{where}: tensor {name!r}"
-        )
+        bad, at = int((~tensor.float().isfinite()).sum()), f"tensor {name!r}"
+        what = f"{bad:,} of {tensor.numel():,} values are NaN or infinite"
+        raise LuthierError(what, where=f"{where}" if f"{where}".endswith(at) else f"{where}: {at}")
 
 
 def _what_is_there(path: Path) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.checkpoint.adapter import CONFIG, Adapter
+from luthier.checkpoint.atomic import check_apart
 from luthier.checkpoint.bundled import NOTES
 from luthier.checkpoint.card import model_card
 from luthier.checkpoint.expert import open_expert
@@ -135,6 +136,7 @@ class Merged:
         from luthier.engine.stream import run_transform
 
         base, experts = self._opened()
+        check_apart(folder, (s.path for s in (base, *experts) if isinstance(getattr(s, "path", None), Path)))
         names = [str(_named(e)) for e in self._experts]
         one = {role: self.given[role] for role in ("base", "model") if self.given.get(role) is not None}
         step: dict[str, Any] = {role: _named(model) for role, model in one.items()}

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from luthier.checkpoint.atomic import check_apart
 from luthier.checkpoint.expert import open_expert
 from luthier.checkpoint.writer import check_saveable, put_model, write_folder
 from luthier.engine.certify_scale import answered
@@ -80,6 +81,8 @@ Fill = Callable[[Path], Outcome]
 
 def execute(job: Job, ctx: Context, seal: Callable[[Path, Outcome], None] = lambda folder, outcome: None) -> Outcome:
     """Do the step and write its folder, whole or not at all. seal: adds what says that the step is done."""
+    sources = [one for role in job.roles.values() for one in (role if isinstance(role, list | tuple) else [role])]
+    check_apart(job.out, (s.path for s in sources if isinstance(getattr(s, "path", None), Path)))
     every = {
         Tune: _tune, Transform: _transform, Measure: _measure, Decode: _decode, Study: _study, Certify: _certify,
     }  # fmt: skip

@@ -8,7 +8,8 @@ The expert computes the same before and after. Orthogonal Procrustes, which Merg
 and found wanting, finds turns only: it fails where lengths were changed.
 
 Footguns: a fit takes a little of what the expert learnt for a change of coordinates, so a part is left as
-it is unless that divides its squared distance to the base by `gain`. The base must be the one the expert
+it is unless that divides its squared distance to the base by `gain`, and a block where the fit of one side (keys)
+takes the other (queries) further away than both were. The base must be the one the expert
 comes from: two models trained apart are no nearer afterwards than heads and units can bring them.
 
 Shapes: G key-value heads, M query heads that share one, H width of a head, F pairs that turn, X inputs or
@@ -76,7 +77,7 @@ class Restore(Transform):
 
     def _aligned(self, at: AttentionAt, base: Heads, heads: Heads) -> Heads:
         """The heads in the base's coordinates: groups first, then what turned each, then the heads in each."""
-        search = self.match and "heads" in self.parts
+        search, given = self.match and "heads" in self.parts, heads
         if search and at.groups > 1:
             alike_GG = _kinship(at, base, heads)
             heads = turned(heads, replace(still(heads), groups_G=assigned(lambda rows: alike_GG[rows], at.groups)))
@@ -90,7 +91,7 @@ class Restore(Transform):
         if search and at.heads > at.groups:
             members = [self._members(base, heads, group) for group in range(at.groups)]
             heads = turned(heads, replace(still(heads), members_GM=torch.stack(members)))
-        return heads
+        return heads if _heads_far(base, heads) <= _heads_far(base, given) else given
 
     def _keys(self, at: AttentionAt, turn: Turn, base_GHX: Tensor, expert_GHX: Tensor) -> Turn:
         """What turned the keys: complex numbers for pairs, a matrix for the entries that do not turn."""
@@ -153,7 +154,22 @@ class Restore(Transform):
             scale_U = scale_U.sign()
         scale_U = torch.where(scale_U.isfinite() & (scale_U != 0), scale_U, 1.0)
         made = shuffled(units, Shuffle(1 / scale_U, torch.arange(len(scale_U))))
-        return made if _apart(base, units) > self.gain * _apart(base, made) else units
+        nearer = _units_far(base, made) <= _units_far(base, units)
+        return made if nearer and _apart(base, units) > self.gain * _apart(base, made) else units
+
+
+def _far(*pairs: tuple[Tensor, Tensor]) -> float:
+    """Squared distance of all together: what a fit wins on one side of a product it may lose on the other."""
+    return math.fsum(float((base - expert).square().sum()) for base, expert in pairs)
+
+
+def _heads_far(base: Heads, heads: Heads) -> float:
+    return _far((base.q_GMHX, heads.q_GMHX), (base.k_GHX, heads.k_GHX),
+                (base.v_GHX, heads.v_GHX), (base.o_GMHX, heads.o_GMHX))  # fmt: skip
+
+
+def _units_far(base: Units, units: Units) -> float:
+    return _far((base.up_UX, units.up_UX), (base.down_UX, units.down_UX))
 
 
 def _products(pairs_F2: Tensor, base_GHX: Tensor, expert_GHX: Tensor) -> tuple[Tensor, Tensor]:
