@@ -12,6 +12,7 @@ from luthier.engine.layout import Layout
 from luthier.engine.stream import plan_transform, run_transform
 from luthier.errors import LuthierError
 from luthier.kit.context import Context
+from luthier.merge.dare import Dare
 from luthier.merge.linear import Linear
 from luthier.merge.task_arithmetic import TaskArithmetic
 from luthier.merge.ties import Ties
@@ -124,3 +125,14 @@ WRONG = [
 def test_what_cannot_be_is_said_before_anything_is_read(three, method, based, slices, said):
     with pytest.raises(LuthierError, match=said):
         plan_transform(method, three["base"] if based else None, [three["one"], three["two"]], layout=Layout(slices))
+
+
+@pytest.mark.parametrize("method", [Linear(weights=(1.0, -1.0)), Dare(weights=(1.0, -1.0), normalize=True)])
+def test_weights_that_cancel_in_a_slice_are_found_beforehand(three, method):
+    """Only where both experts meet; alone, either has a sum."""
+    base, experts = three["base"], [three["one"], three["two"]]
+    alone = ((None, 0, 2), (0, 0, 2)), ((None, 0, 2), (1, 0, 2))
+    plan_transform(method, base, experts, layout=Layout(alone))
+    for meet in (((None, 0, 1), (0, 0, 1), (1, 0, 1)),), (*alone, ((None, 0, 1), (0, 0, 1), (1, 0, 1))):
+        with pytest.raises(LuthierError, match=r"weights: they sum to 0 at .*; set normalize: false"):
+            plan_transform(method, base, experts, layout=Layout(meet))

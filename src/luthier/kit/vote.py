@@ -144,5 +144,8 @@ def divisible(weights: Sequence[Any] | None, inputs: Any) -> None:
     inputs: what a Transform's `plan` is given.
     """
     for name, tensor in inputs.tensors.items() if weights is not None else ():
-        if name not in inputs.reads and abs(sum(each(weights, 1.0, tensor, len(inputs.experts)))) < 1e-8:
+        given = each(weights, 1.0, tensor, len(inputs.experts))
+        if name in inputs.reads:
+            given = [given[model] for model, _ in inputs.reads[name] if model is not None]
+        if abs(sum(given)) < 1e-8:
             raise LuthierError(f"they sum to 0 at {name}", where="weights", do="set normalize: false")
