@@ -23,8 +23,9 @@ def do_merge(args: argparse.Namespace) -> None:
     from luthier.engine import runner
     from luthier.recipe_inputs import Inputs
 
-    if args.out.suffix in (".gguf", ".safetensors"):
-        do = "name a folder; luthier export makes a GGUF of it" if args.out.suffix == ".gguf" else "name a folder"
+    kind = args.out.suffix.lower()
+    if kind in (".gguf", ".safetensors"):
+        do = "name a folder; luthier export makes a GGUF of it" if kind == ".gguf" else "name a folder"
         raise LuthierError("a merge writes a folder, not a file", where=str(args.out), do=do)
     recipe = merge_recipe(args.config, args.set)
     merges = [s for s in recipe.steps.values() if s.shape == "Transform"]
