@@ -36,6 +36,10 @@ def home(tmp_path_factory):
     (folder / "merge.yaml").write_text(
         f"luthier: 1\nsteps:\n  m: {{use: merge.linear, experts: [{base}, {folder}/one]}}\n"
     )
+    (folder / "mergekit.yaml").write_text(
+        f"merge_method: linear\nmodels:\n  - model: {base}\n    parameters: {{weight: 1}}\n"
+        f"  - model: {folder}/one\n    parameters: {{weight: 2}}\ndtype: float32\n"
+    )
     return folder
 
 
@@ -242,20 +246,49 @@ def test_plan_runs_nothing_and_says_what_it_takes(home, monkeypatch, capsys):
     assert [s["name"] for s in plan["steps"]] == ["a", "t"] and plan["leaked"] == 0
 
 
-@pytest.mark.parametrize("name", ["out.gguf", "model.safetensors"])
+@pytest.mark.parametrize("name", ["out.gguf", "OUT.GGUF", "model.safetensors"])
 def test_a_merge_writes_folders(home, monkeypatch, capsys, name):
     monkeypatch.chdir(home)
     code, _, err = said(capsys, "merge", "merge.yaml", name)
     assert code == 2 and f"{name}: a merge writes a folder, not a file; name a folder" in err
+    assert ("luthier export makes a GGUF of it" in err) == name.lower().endswith("gguf")
     assert not (home / name).exists()
 
 
-def test_plan_reads_headers_only(home, monkeypatch, capsys):
-    """A hash of contents would read every weight; of a recipe that was not run there is nothing to compare it with."""
+@pytest.mark.parametrize("config", ["r.yaml", "mergekit.yaml"])
+@pytest.mark.parametrize("status", ["", "failed"])
+def test_plan_reads_headers_only(home, tmp_path, monkeypatch, capsys, config, status):
+    """A hash of contents would read every weight; of steps that are not done there is nothing to compare it with."""
     monkeypatch.chdir(home)
     for what in ("_content_hash", "read_flat"):
         monkeypatch.setattr(Checkpoint, what, lambda *_: pytest.fail("it read weights"))
-    assert said(capsys, "plan", "r.yaml")[0] == 0
+    if status:
+        for step in ("a", "t", "merged"):
+            (tmp_path / "steps" / step).mkdir(parents=True)
+            record = {"hash": "h", "seed": 0, "use": "merge.linear", "step": step, "status": status}
+            (tmp_path / "steps" / step / "record.json").write_text(json.dumps(record))
+    code, out, err = said(capsys, "plan", config, "--folder", str(tmp_path))
+    assert code == 0 and "about" in out, err
+
+
+def test_plan_hashes_what_is_done(home, tmp_path, monkeypatch, capsys):
+    """The other side of it: a finished step stands only if its inputs are the same."""
+    monkeypatch.chdir(home)
+    assert said(capsys, "run", "merge.yaml", "--folder", str(tmp_path), "--no-report")[0] == 0
+    plans = [json.loads(said(capsys, "plan", "merge.yaml", "--folder", str(tmp_path), "--json", *more)[1])
+             for more in ((), ("--set", "m.weights=[3, 1]"))]  # fmt: skip
+    assert [plan["steps"][0]["done"] for plan in plans] == [True, False]
+
+
+def test_plan_asks_the_disk_that_is_written_to(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    usage = shutil.disk_usage(home)
+    full = tmp_path / "full"
+    full.mkdir()
+    monkeypatch.setattr(shutil, "disk_usage", lambda p: usage._replace(free=0 if full in (p, *p.parents) else 1 << 60))
+    assert said(capsys, "plan", "merge.yaml")[0] == 0
+    code, out, _ = said(capsys, "plan", "merge.yaml", "--folder", str(full / "yet" / "to-be"))
+    assert code == 2 and "of disk, 0.0 are free; free some, or give another folder" in out
 
 
 def test_plan_says_when_memory_is_short(home, monkeypatch, capsys):
@@ -295,6 +328,13 @@ def test_merge_writes_a_model(home, tmp_path, capsys):
     assert code == 0, err
     assert (tmp_path / "out" / "model.safetensors").exists()
     assert "weights" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("config", ["merge.yaml", "mergekit.yaml"])
+def test_merge_hashes_nothing(home, tmp_path, monkeypatch, capsys, config):
+    """It keeps no record, so there is nothing to compare a hash with."""
+    monkeypatch.setattr(Checkpoint, "_content_hash", lambda _: pytest.fail("it read every weight once more"))
+    assert said(capsys, "merge", str(home / config), str(tmp_path / "out"))[0] == 0
 
 
 def test_eval_and_compare_give_numbers(home, monkeypatch, capsys):

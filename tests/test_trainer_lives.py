@@ -30,10 +30,14 @@ def ranked(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", ["full", "full adam", "random", "lift", "odd", "moe"])
+CLOSE = {"full": 2e-7, "full adam": 4e-6, "random": 2e-7, "lift": 2e-6, "odd": 2e-7, "moe": 2e-7}
+"""Adam divides by 1e-4 at least: of rounding in a gradient lr / eps, 500 times as much, is in the weights."""
+
+
+@pytest.mark.parametrize("case", CLOSE)
 def test_two_processes_are_one_on_the_same_global_batch(ranked, case):
     assert (ranked / f"{case}-0.out").read_bytes() == (ranked / f"{case}-1.out").read_bytes()
-    assert gap(ranked / f"{case}-0.out", ranked / f"{case}-alone.out") < 4e-6  # sums of halves are rounded otherwise
+    assert gap(ranked / f"{case}-0.out", ranked / f"{case}-alone.out") < CLOSE[case]
     for two, one in zip(history(ranked / f"{case}-0.out"), history(ranked / f"{case}-alone.out"), strict=True):
         assert two["tokens"] == one["tokens"]
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)

@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from luthier.recipe_planned import Plan
 
 
-def _recipe(parser: argparse.ArgumentParser, more: str = "") -> None:
+def _recipe(parser: argparse.ArgumentParser, more: str = "", folder: str = "") -> None:
     taken = f"a file, a run folder, or the name of a shipped recipe such as quickstart{more}"
     parser.add_argument("recipe", help=taken)
     parser.add_argument(
         "--set", action="append", default=[], metavar="STEP.KEY=VALUE", help="change one value, as often as wanted"
     )
-    parser.add_argument("--folder", type=Path, help="the run folder (runs/NAME)")
+    parser.add_argument("--folder", type=Path, help=f"the run folder (runs/NAME){folder}")
 
 
 def options_plan(parser: argparse.ArgumentParser) -> None:
-    _recipe(parser, ", or a mergekit YAML")
+    _recipe(parser, ", or a mergekit YAML", "; for luthier merge the folder it is to write, whose disk then counts")
     parser.add_argument("--json", action="store_true", help="the plan as JSON")
 
 

@@ -67,8 +67,9 @@ class _Planning:
 
     def _step(self, step: Step) -> PlannedStep:
         waits = any(name in self.pending for name in self.recipe.needs(step))
-        begun = (self.folder / "steps" / step.name / "record.json").is_file()  # a hash reads every byte of the inputs
-        kept = done(self.folder, step.name, self.inputs.hash(step)) if begun and not waits else None
+        kept = None
+        if not waits and recorded(self.folder, step.name):  # a hash reads every byte of the inputs
+            kept = done(self.folder, step.name, self.inputs.hash(step))
         if kept:
             self.inputs.finished(step.name, kept)
         else:
@@ -254,9 +255,15 @@ class _Planning:
 
 def done(folder: Path, step: str, digest: str) -> Record | None:
     """The record of a step that is done with this hash and whose results are still there."""
+    record = recorded(folder, step)
+    return record if record and record.hash == digest else None
+
+
+def recorded(folder: Path, step: str) -> Record | None:
+    """The record of a step that is done, with whatever hash, and whose results are still there."""
     try:
         record = Record.from_dict(json.loads((folder / "steps" / step / "record.json").read_text("utf-8")))
     except (OSError, ValueError, TypeError):
         return None
     there = all((folder / path).exists() for path in record.artefacts.values())
-    return record if record.status == "done" and record.hash == digest and there else None
+    return record if record.status == "done" and there else None

@@ -212,9 +212,11 @@ def _numbers(marked: Marked, path: Path, name: str, value: Any) -> Any:
     except ValueError:
         plain = []
     kinds = {type(v) for v in plain}
-    if not kinds or not kinds <= {int, float} or not all(abs(v) <= MOST for v in plain):
+    if not kinds or not kinds <= {int, float}:
         what = f"expected a number or a list of numbers, got {said(value)}"
         raise LuthierError(what, where=marked.where(*path))
+    if not all(abs(v) <= MOST for v in plain):
+        raise LuthierError(f"{said(value)} is too large for fp32", where=marked.where(*path))
     if name in SHARES and not 0 <= min(plain) <= max(plain) <= 1:
         do = "use a number from 0 to 1"
         raise LuthierError(f"{name} {said(value)} is out of range", where=marked.where(*path), do=do)

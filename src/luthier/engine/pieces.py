@@ -25,16 +25,16 @@ from luthier.checkpoint.reader import TensorInfo, check_finite
 from luthier.engine.held import Memory, Source, Stored, as_stored
 from luthier.errors import LuthierError, unknown
 from luthier.flows import Group, Piece
+from luthier.kit.select import ROOM
 
 __all__ = ["BATCH", "CHUNK", "Inputs", "Memory", "Source", "check_grain", "check_shapes", "where"]
 
 CHUNK, ROWS = 1 << 16, 64
 """The canonical grid. Changing either changes the last bits of some methods' results."""
 GRAINS = ("element", "row", "tensor", "group")
-SAMPLED, ENOUGH = 16, 32
-"""A sample sees one piece in at most so many, as long as there are enough of them."""
-THIN = 17
-"""Of a piece in a sample one entry in so many is seen. It divides no usual width, so that all columns are."""
+SAMPLED, ENOUGH, THIN = 16, 32, 17
+"""A sample sees one piece in at most so many, as long as there are enough of them; of that one entry in so many, which
+divides no usual width, so that all columns are seen."""
 BATCH = 1 << 18
 """Entries read at once, at most, unless one piece is larger."""
 
@@ -53,7 +53,7 @@ class Inputs:
     the base and every expert, what they are made from: (the expert's index or None for the base, name).
     roles: the step's inputs that are no models.  notes: what a reader of the output should know, one line each;
     a `plan` adds its own, and they stand in the model card and the report.  same: outputs that are the one tensor
-    they are made from, unchanged; in memory nothing is computed for them.
+    they are made from, unchanged; in memory nothing is computed for them.  room: for `kit.select.largest`.
     """
 
     base: Source | None
@@ -65,6 +65,7 @@ class Inputs:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     threads: int = 1
     batch: int = BATCH
+    room: int = ROOM
     reads: Mapping[str, tuple[Read, ...]] = field(default_factory=dict)
     roles: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -281,9 +282,8 @@ def _entries(info: TensorInfo, granularity: str) -> int:
 
 
 def _shaped(part: Tensor, info: TensorInfo, granularity: str) -> Tensor:
-    if granularity == "element":
-        return part
-    return part.view((-1, *info.shape[-1:]) if granularity == "row" else info.shape)
+    shape = (-1, *info.shape[-1:]) if granularity == "row" else info.shape
+    return part if granularity == "element" else part.view(shape)
 
 
 def _ordered(work: Callable[[Any], T], items: Iterable[Any], threads: int) -> Iterator[T]:

@@ -34,13 +34,14 @@ from luthier.errors import LuthierError
 from luthier.flows import Group, Piece
 from luthier.kit.compiled import worth
 from luthier.kit.context import Context
+from luthier.kit.select import RANKED, ROOM
 from luthier.shapes import Transform
 
 __all__ = ["Plan", "plan_transform", "put_transform", "run_transform", "transform_tensors"]
 
-HELD, FLOOR = 16, 250 << 20
-"""Bytes of an entry of one model that a thread has in hand: as it was read, in fp32, and what a method makes of it;
-bytes of Python and torch."""
+HELD, FLOOR = 20, 250 << 20
+"""Bytes of an entry of one model that a thread has in hand: as it was read, in fp32, and what a method makes of it and
+leaves to whoever asked; bytes of Python and torch."""
 NS, CUBIC = 6.0, 0.25
 """Rough ns of an entry of one model on one core, all passes together, and of one of the rows times columns times the
 lesser of both of `Transform.cubic`: for the plan only."""
@@ -124,10 +125,9 @@ def put_transform(
     for note in spoken.notes:
         ctx.emit("log", text=note)
     ctx = calibration.opened(method, base, experts, ctx)
-    entries = inputs.count * len(_sources(base, experts))
     with (
         one_thread_each(),
-        worth(entries, ctx.device),
+        worth(inputs.count * len(_sources(base, experts)), ctx.device),
         ShardWriter(folder, written) as writer,
         _scratch(ctx, folder) as ctx,
     ):
@@ -236,13 +236,13 @@ def _prepare(
     reference = _reference(base, experts)
     floats = {n: i for n, i in reference.tensors.items() if i.dtype.is_floating_point}
     threads = threads or torch.get_num_threads()
-    each = HELD * (len(experts) + 1)
+    each, room = HELD * (len(experts) + 1), max(1 << 16, min(ROOM, memory // (4 * RANKED)))
+    memory -= room * RANKED
     threads = max(1, min(threads, memory // (CHUNK * each)))
     batch = max(CHUNK, min(BATCH, memory // (threads * each) // CHUNK * CHUNK))
     config = getattr(reference, "config", {})
-    inputs = Inputs(
-        base, tuple(experts), floats, method.granularity, method.unit, config, device, threads, batch, roles=roles or {}
-    )
+    inputs = Inputs(base, tuple(experts), floats, method.granularity, method.unit, config, device, threads, batch, room,
+                    roles=roles or {})  # fmt: skip
     inputs = method.plan(sliced(inputs, layout.slices, method) if layout.slices else inputs)
     for expert in experts if not inputs.reads else ():
         _check_alike(reference, expert)

@@ -19,8 +19,9 @@ from luthier.kit.compiled import flat, kernels
 
 SMALL = 1 << 20
 """Streams up to this many entries are gathered in memory, shorter ones where there are many members."""
-KEPT, BINS, TOGETHER = 1 << 20, 1 << 20, 1 << 23
-"""Entries kept inside a member's bracket, bins for them if there are more, and either for all members together."""
+KEPT, BINS, ROOM, RANKED = 1 << 20, 1 << 20, 1 << 23, 12
+"""Entries kept inside a member's bracket, bins for them if there are more, and either for all members together, at
+most; bytes of an entry and its bin."""
 THIN = 7
 """Of a sampled stretch one entry in so many is looked at: it is stretches that differ. A width is no multiple of it."""
 FEW, SPARSE = 1 << 14, 61
@@ -113,17 +114,18 @@ def row_ranks(magnitude_RC: Tensor) -> Tensor:
     return torch.empty_like(order_RC).scatter_(-1, order_RC, columns_C.expand_as(order_RC))
 
 
-def largest(stream: Stream, keep: Sequence[int], count: int) -> list[float]:
+def largest(stream: Stream, keep: Sequence[int], count: int, room: int = ROOM) -> list[float]:
     """For each member, the keep-th largest of its `count` magnitudes; infinity where keep is 0.
 
-    Entries >= the result number at least `keep`; more only where some equal it.
+    Entries >= the result number at least `keep`; more only where some equal it.  room: entries that may be held of
+    all members together, at least one a member; it decides how often the stream is looked at, never the answer.
     """
-    if count <= min(SMALL, TOGETHER // max(1, len(keep))):
+    share = max(1, room // max(1, len(keep)))
+    if count <= min(SMALL, share):
         return _gathered(stream, keep, count)
     samples = list(zip(*([m_N[::THIN].clone() for m_N in stretch] for stretch in stream(True)), strict=True))
-    share = max(1, TOGETHER // len(keep))
-    room = min(KEPT, share), 1 << min(BINS, share).bit_length() - 1
-    open_ = {n: _guess(samples[n], k, count, room, lumps=True) for n, k in enumerate(keep)}
+    limits = min(KEPT, share), 1 << min(BINS, max(2, share)).bit_length() - 1
+    open_ = {n: _guess(samples[n], k, count, limits, lumps=True) for n, k in enumerate(keep)}
     found: dict[int, float] = {}
     lumps = {n for n, bracket in open_.items() if bracket.low == bracket.high}
     while open_:
@@ -135,7 +137,7 @@ def largest(stream: Stream, keep: Sequence[int], count: int) -> list[float]:
             if (answer := bracket.answer()) is not None:
                 found[n] = answer
             elif n in lumps:  # it was none after all
-                missed[n] = _guess(samples[n], keep[n], count, room, lumps=False)
+                missed[n] = _guess(samples[n], keep[n], count, limits, lumps=False)
                 lumps.remove(n)
             else:
                 missed[n] = bracket.narrower()
@@ -192,12 +194,12 @@ def _bracketed(magnitudes: Tensor, rank: int) -> float | None:
     return None
 
 
-def _guess(stretches: Sequence[Tensor], keep: int, count: int, room: tuple[int, int], lumps: bool) -> Bracket:
+def _guess(stretches: Sequence[Tensor], keep: int, count: int, limits: tuple[int, int], lumps: bool) -> Bracket:
     """A bracket between two quantiles of the sample on either side of the wanted one; with `lumps` that one alone,
-    which costs little to count, if it is likely to be many of one value. room: a Bracket's `room` and `bins`."""
+    which costs little to count, if it is likely to be many of one value. limits: a Bracket's `room` and `bins`."""
     stretches = [stretch_N for stretch_N in stretches if stretch_N.numel()]
     if not stretches:
-        return Bracket(keep, -1.0, math.inf, *room)
+        return Bracket(keep, -1.0, math.inf, *limits)
     sample = torch.cat(stretches)
     size = sample.numel()
     share = keep / count
@@ -215,4 +217,4 @@ def _guess(stretches: Sequence[Tensor], keep: int, count: int, room: tuple[int, 
     if lumps and above + width / 2 < share < reached - width / 2:
         low = high = middle
     many = float(((sample == low) | (sample == high)).float().mean()) > LUMP
-    return Bracket(keep, low, high, *room, ends=low < middle < high and not many)
+    return Bracket(keep, low, high, *limits, ends=low < middle < high and not many)

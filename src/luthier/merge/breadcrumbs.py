@@ -91,9 +91,8 @@ class Breadcrumbs(Transform):
         def twice(piece: Piece) -> list[Tensor]:
             return [m_N for change_N in changes(piece) for m_N in [change_N.abs_().flatten()] * 2]
 
-        found = largest(
-            lambda sample: inputs.each(twice, sample=sample), [rank for pair in ranks for rank in pair], inputs.count
-        )
+        every = [rank for pair in ranks for rank in pair]
+        found = largest(lambda sample: inputs.each(twice, sample=sample), every, inputs.count, inputs.room)
         return list(zip(found[1::2], found[::2], strict=True))
 
     def _band(self, piece: Piece, cuts: Cuts) -> Sieve:

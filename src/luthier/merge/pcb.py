@@ -76,7 +76,7 @@ class Pcb(Transform):
         def stream(sample: bool) -> Iterator[list[Tensor]]:
             return inputs.each(lambda piece: 2 * [c_N.abs_() for c_N in changes(piece)], sample=sample)
 
-        found = largest(stream, [count - low] * experts + [count - high] * experts, count)
+        found = largest(stream, [count - low] * experts + [count - high] * experts, count, inputs.room)
         return list(zip(found[:experts], found[experts:], strict=True))
 
     def _claimed(self, inputs: Any, tails: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -94,9 +94,9 @@ class Pcb(Transform):
                 tops[:] = map(max, tops, seen)
                 yield parts
 
-        cuts = largest(functools.partial(stream, sign=1), [count - below] * experts, count)
+        cuts = largest(functools.partial(stream, sign=1), [count - below] * experts, count, inputs.room)
         if 0 in cuts:  # there it is not above zero: found from the other side
-            under = largest(functools.partial(stream, sign=-1), [below + 1] * experts, count)
+            under = largest(functools.partial(stream, sign=-1), [below + 1] * experts, count, inputs.room)
             cuts = [cut or -other for cut, other in zip(cuts, under, strict=True)]
         return list(zip(cuts, tops, strict=True))
 

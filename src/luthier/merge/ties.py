@@ -88,7 +88,7 @@ class Ties(Transform):
         keep = [kept(density, inputs.count) for density in densities]
         return largest(
             lambda sample: inputs.each(lambda piece: [c_N.abs_() for c_N in changes(piece)], sample=sample),
-            keep, inputs.count,
+            keep, inputs.count, inputs.room,
         )  # fmt: skip
 
     def _weights(self, piece: Piece) -> list[float]:

@@ -19,7 +19,6 @@ units.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -65,9 +64,7 @@ class MergeLock(Transform):
         if not self.invert:
             if there:
                 raise LuthierError("is locked already", where=self.id, do="unlock it first: set: {invert: true}")
-            size = sum(math.prod(t.shape) for t in inputs.tensors.values())
-            notes = (*inputs.notes, *_honest(secret, size))
-            return replace(inputs, config={**inputs.config, ENTRY: entry}, notes=notes)
+            return replace(inputs, config={**inputs.config, ENTRY: entry}, notes=(*inputs.notes, *_honest(secret)))
         config = {k: v for k, v in inputs.config.items() if k != ENTRY}
         if there is None:
             note = "Unlocked without a check: config.json names no lock, so a wrong key would not have shown"
@@ -140,14 +137,13 @@ class MergeLock(Transform):
         return Shuffle(scale_U, secret.order(f"{label} units", count))
 
 
-def _honest(secret: Secret, size: int) -> tuple[str, ...]:
+def _honest(secret: Secret) -> tuple[str, ...]:
     """What a lock is worth, for the card and the report."""
     return (
         f"Locked with the key {secret.fingerprint}: it computes what it did before, in other coordinates, so that "
         "averaging its weights with those of other models destroys it",
-        "What the lock costs an attacker who holds the base model: one run of protect.restore, without the key, data "
-        f"or training (10 s of CPU were measured at 135,000,000 parameters, this model has {size:,}); a merge is then "
-        "as good as if there had been no lock",
+        "What the lock costs an attacker who holds the base model: one run of protect.restore, 10 s of CPU at 135M "
+        "parameters, without the key, data or training; a merge is then as good as if there had been no lock",
         "What the lock does not stop: using, tuning, distilling, quantising or pruning the model as it is; merging it "
         "with models of the same key; alignment to any relative whose weights are close to it",
     )
