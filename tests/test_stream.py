@@ -393,7 +393,8 @@ def test_whole_tensors_in_hand_at_once_are_bounded():
     tensors = {"a": torch.zeros(1 << 20)}
     held = [Memory(tensors)] * 2
     whole = (1 << 20) * 2 * stream.HELD
-    for memory, threads in ((4 * whole, 4), (3 * whole, 3), (whole, 1), (1, 1)):
+    for several, threads in ((4, 4), (3, 3), (2.9, 2), (1, 1), (0.01, 1)):
+        memory = int(several * whole * 4 / 3) + 16  # a quarter is for order statistics
         inputs = stream._prepare(Looks(by="tensor"), held[0], held[1:], torch.device("cpu"), memory, 4)
         assert (inputs.granularity, inputs.threads) == ("tensor", threads)
 
