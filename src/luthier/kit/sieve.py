@@ -39,12 +39,11 @@ class Sieve(NamedTuple):
 def sifted(piece: Piece, sieve: Sieve) -> list[Tensor]:
     """Every expert's change, with zeros for what does not stay; tensors of their own."""
     moved = changes(piece)
-    for number, change_N in enumerate(moved):
+    for number, (change_N, found) in enumerate(zip(moved, _found(sieve, piece), strict=True)):
         if sieve.low and sieve.high:
             keep_between_(change_N, sieve.low[number], sieve.high[number])
         elif sieve.low:
             moved[number] = change_N = trim(change_N, float(sieve.low[number]))
-        found = sieve.found[number] if sieve.found else None
         if found is not None:
             keep_(change_N, torch.from_numpy(found).to(change_N.device))
     return moved
@@ -52,21 +51,19 @@ def sifted(piece: Piece, sieve: Sieve) -> list[Tensor]:
 
 def masses(piece: Piece, sieve: Sieve) -> list[tuple[float, float]]:
     """Every expert's mass, of its whole change and of what was found of it."""
-    if not (compiled := _compiled(piece, sieve)):
-        whole = [mass_(change_N) for change_N in changes(piece)]
-        return list(zip(whole, map(mass_, sifted(piece, sieve)), strict=True))
-    assert piece.stored is not None
-    _, base, experts = piece.stored
-    made = []
-    for number, bits in enumerate(experts):
-        found = sieve.found[number] if sieve.found else None
-        before, after = np.zeros(LANES, dtype=np.float32), np.zeros(LANES, dtype=np.float32)
-        compiled.masses(bits, base, np.ones(bits.size, dtype=bool) if found is None else found, before, after)
-        made.append((total(before), total(after)))
-    if all(math.isfinite(mass) for pair in made for mass in pair):
-        return made
+    if (compiled := _compiled(piece, sieve)) and piece.stored:
+        _, base, experts = piece.stored
+        made = [_masses(compiled, bits, base, found) for bits, found in zip(experts, _found(sieve, piece), strict=True)]
+        if all(math.isfinite(mass) for pair in made for mass in pair):
+            return made
     whole = [mass_(change_N) for change_N in changes(piece)]
     return list(zip(whole, map(mass_, sifted(piece, sieve)), strict=True))
+
+
+def _masses(compiled: Any, bits: np.ndarray, base: np.ndarray, found: np.ndarray | None) -> tuple[float, float]:
+    before, after = np.zeros((2, LANES), dtype=np.float32)
+    compiled.masses(bits, base, np.ones(bits.size, dtype=bool) if found is None else found, before, after)
+    return total(before), total(after)
 
 
 def votes(piece: Piece, sieve: Sieve, factors: Sequence[float]) -> float:
@@ -104,11 +101,16 @@ def _compiled(piece: Piece, sieve: Sieve) -> Any:
     return kernels() if piece.stored and not rows else None
 
 
+def _found(sieve: Sieve, piece: Piece) -> Sequence[np.ndarray | None]:
+    """One an expert."""
+    return sieve.found or [None] * piece.count
+
+
 def _given(piece: Piece, sieve: Sieve) -> tuple[Any, ...]:
     """A piece and a sieve as kernels take them. What is pointed at must live as long: the caller holds both."""
     assert piece.stored is not None
     _, base, experts = piece.stored
-    found = [0 if part is None else address(part) for part in sieve.found or [None] * len(experts)]
+    found = [0 if part is None else address(part) for part in _found(sieve, piece)]
     low = np.array(sieve.low or [0.0] * len(experts), dtype=np.float32)
     high = np.array(sieve.high or [math.inf] * len(experts), dtype=np.float32)
     return base, np.array([address(bits) for bits in experts]), np.array(found), low, high
