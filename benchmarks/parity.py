@@ -1,8 +1,12 @@
-"""The same YAML through mergekit and through `luthier merge`: the largest difference of any number.
+"""The same YAML through mergekit and through `luthier merge`, and the same merge through fusion-bench and through
+`apply`: the largest difference of any number.
 
-    python benchmarks/parity.py --mergekit VENV/bin/mergekit-yaml --work FOLDER
+    python benchmarks/parity.py --mergekit VENV/bin/mergekit-yaml --fusion-bench VENV/bin/python --work FOLDER
 
-Tiny Llamas of four and six layers in fp32, three of them with tokenizers that differ. Differences are of
+Each peer in an environment of its own. What they give is also kept in short, in `tests/golden/peers.json`, so that the
+suite holds to it where no peer is installed (tests/test_parity.py).
+
+mergekit: tiny Llamas of four and six layers in fp32, three of them with tokenizers that differ. Differences are of
 the tensors' entries, relative to the largest of the tensor. What mergekit drops at random (DARE, DELLA) is
 compared at density 1 only; its own tests must vouch for the rest. Trims of bf16 checkpoints are others where
 changes are equal at the cut, of which all stay here and mergekit takes exactly its count: the last two rows say
@@ -22,8 +26,9 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from safetensors.torch import load_file
+import parity_fusion
 from tokenizers import AddedToken
+from torch import Tensor
 
 from luthier.testing import tiny
 
@@ -91,27 +96,43 @@ CASES = {
     "breadcrumbs, bf16": BF16.format(method="breadcrumbs", density=0.5, more=", gamma: 0.05", rest=""),
 }  # fmt: skip
 
+APART = ("ties, bf16", "breadcrumbs, bf16")
+"""Cases that differ where changes are equal at the cut; nothing of them is kept for the suite."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mergekit", type=Path, required=True, help="the mergekit-yaml command")
+    parser.add_argument("--fusion-bench", type=Path, required=True, help="the python that has fusion-bench")
     parser.add_argument("--work", type=Path, required=True, help="folder for models and merges")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     models(args.work)
-    rows = []
+    rows, kept = [], {}
     for name, text in CASES.items():
-        rows.append({"case": name, **compared(name, text, args)})
+        row, peer = compared(name, text, args)
+        rows.append({"case": name, **row})
+        kept |= {name: parity_fusion.short(peer)} if name not in APART else {}
         print(rows[-1], flush=True)
-    python = args.mergekit.parent / "python"
-    said = subprocess.run([python, "-c", "from importlib.metadata import version; print(version('mergekit'))"],
-                          capture_output=True, text=True, check=True)  # fmt: skip
+    for row, peer in parity_fusion.rows(args.fusion_bench, args.work / "fusion-bench"):
+        rows.append(row)
+        kept[str(row["case"])] = parity_fusion.short(peer)
+        print(row, flush=True)
     about = {
         "benchmark": "parity", "goal": GOALS, "command": "python benchmarks/parity.py", "rows": rows,
         "date": datetime.date.today().isoformat(),
-        "versions": {n: version(n) for n in ("luthier", "torch", "transformers")} | {"mergekit": said.stdout.strip()},
+        "versions": {n: version(n) for n in ("luthier", "torch", "transformers")}
+        | {"mergekit": _version(args.mergekit.parent / "python", "mergekit")}
+        | {"fusion-bench": _version(args.fusion_bench, "fusion-bench")},
     }  # fmt: skip
     (HERE / "results" / "parity.json").write_text(json.dumps(about, indent=1) + "\n")
+    lines = ",\n".join(f" {json.dumps(case)}: {json.dumps(values)}" for case, values in kept.items())
+    (HERE.parent / "tests" / "golden" / "peers.json").write_text("{\n" + lines + "\n}\n")
+
+
+def _version(python: Path, package: str) -> str:
+    code = f"from importlib.metadata import version; print(version({package!r}))"
+    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def models(work: Path) -> None:
@@ -131,38 +152,26 @@ def models(work: Path) -> None:
             words.save_pretrained(folder)
 
 
-def compared(name: str, text: str, args: argparse.Namespace) -> dict[str, object]:
+def compared(name: str, text: str, args: argparse.Namespace) -> tuple[dict[str, object], dict[str, Tensor]]:
+    """The row of a case, and what mergekit gives."""
     out = args.work / "out"
     shutil.rmtree(out, ignore_errors=True)
-    names = "|".join(sorted(p.name for p in args.work.iterdir() if (p / "config.json").exists()))
-    here = rf"\1: {args.work.resolve()}/\2"
-    (args.work / "config.yaml").write_text(re.sub(rf"\b(model|base_model): ({names})\b", here, text))
-    ours = subprocess.run([sys.executable, "-m", "luthier", "merge", "config.yaml", "out/ours"], cwd=args.work,
-                          capture_output=True, text=True)  # fmt: skip
-    theirs = subprocess.run([args.mergekit.resolve(), "config.yaml", "out/theirs", "--quiet"], cwd=args.work,
-                            capture_output=True, text=True)  # fmt: skip
-    for what, done in (("luthier", ours), ("mergekit", theirs)):
+    (args.work / "config.yaml").write_text(located(text, args.work))
+    ours = [sys.executable, "-m", "luthier", "merge", "config.yaml", "out/ours"]
+    theirs = [args.mergekit.resolve(), "config.yaml", "out/theirs", "--quiet"]
+    for what, command in (("luthier", ours), ("mergekit", theirs)):
+        done = subprocess.run(command, cwd=args.work, capture_output=True, text=True)
         if done.returncode:
             lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-            return {"largest_difference": None, "note": f"{what}: {lines[-1][:200]}"}
-    mine, peer = (load_file(out / n / "model.safetensors") for n in ("ours", "theirs")) if (
-        out / "theirs" / "model.safetensors").exists() else (_every(out / "ours"), _every(out / "theirs"))  # fmt: skip
-    if set(mine) != set(peer):
-        return {"largest_difference": None, "note": f"tensors {sorted(set(mine) ^ set(peer))[:4]}"}
-    shapes = [n for n in mine if mine[n].shape != peer[n].shape]
-    if shapes:
-        note = f"{shapes[0]}: {tuple(mine[shapes[0]].shape)} and {tuple(peer[shapes[0]].shape)}"
-        return {"largest_difference": None, "note": note}
-    worst = max((mine[n].double() - peer[n].double()).abs().max() / peer[n].abs().max() for n in mine)
-    row: dict[str, object] = {"tensors": len(mine), "largest_difference": float(f"{float(worst):.2g}")}
-    if worst > 1e-6:
-        apart = sum(int(((mine[n].double() - peer[n].double()).abs() > 1e-6 * peer[n].abs().max()).sum()) for n in mine)
-        row["note"] = f"{100 * apart / sum(t.numel() for t in mine.values()):.1f}% of the entries"
-    return row
+            return {"largest_difference": None, "note": f"{what}: {lines[-1][:200]}"}, {}
+    mine, peer = parity_fusion.read(out / "ours"), parity_fusion.read(out / "theirs")
+    return parity_fusion.apart(mine, peer), peer
 
 
-def _every(folder: Path) -> dict:
-    return {n: t for file in sorted(folder.glob("*.safetensors")) for n, t in load_file(file).items()}
+def located(text: str, work: Path) -> str:
+    """The YAML of a case with the names of its models as paths."""
+    names = "|".join(sorted(p.name for p in work.iterdir() if (p / "config.json").exists()))
+    return re.sub(rf"\b(model|base_model): ({names})\b", rf"\1: {work.resolve()}/\2", text)
 
 
 if __name__ == "__main__":
