@@ -7,8 +7,8 @@ Each peer in an environment of its own. What they give is also kept in short, in
 suite holds to it where no peer is installed (tests/test_parity.py).
 
 mergekit: tiny Llamas of four and six layers in fp32, three of them with tokenizers that differ. Differences are of
-the tensors' entries, relative to the largest of the tensor. What mergekit drops at random (DARE, DELLA) is
-compared at density 1 only; its own tests must vouch for the rest. Trims of bf16 checkpoints are others where
+the tensors' entries, relative to the largest of the tensor. What is dropped at random (DARE, DELLA) gets the same
+draws on both sides. Trims of bf16 checkpoints are others where
 changes are equal at the cut, of which all stay here and mergekit takes exactly its count: the last two rows say
 how many entries that is, and are no part of the goal. Where no base is named mergekit puts the union's tokens in
 an order that changes from run to run, so one is named.
@@ -27,9 +27,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import parity_fusion
+import torch
+from safetensors.torch import save_file
 from tokenizers import AddedToken
 from torch import Tensor
 
+from luthier.cli_models import merge_recipe
+from luthier.kit.context import Context
+from luthier.kit.noise import SECOND, words
 from luthier.testing import tiny
 
 HERE = Path(__file__).parent
@@ -63,6 +68,12 @@ CASES = {
     "breadcrumbs_ties": DELTAS.format(method="breadcrumbs_ties", density=0.5, more=", gamma: 0.05", rest=""),
     "della, density 1": DELTAS.format(method="della", density=1, more=", epsilon: 0", rest=""),
     "della_linear, density 1": DELTAS.format(method="della_linear", density=1, more=", epsilon: 0", rest=""),
+    "dare_linear, the same draws": DELTAS.format(method="dare_linear", density=0.4, more="", rest=""),
+    "dare_ties, the same draws": DELTAS.format(method="dare_ties", density=0.4, more="", rest=""),
+    "dare_ties, the same draws, no rescale": DELTAS.format(
+        method="dare_ties", density=0.4, more="", rest=", rescale: false"),
+    "della, the same draws": DELTAS.format(method="della", density=0.4, more=", epsilon: 0.15", rest=""),
+    "della_linear, the same draws": DELTAS.format(method="della_linear", density=0.4, more=", epsilon: 0.3", rest=""),
     "passthrough, slices": "merge_method: passthrough\nslices:\n  - sources: [{model: one, layer_range: [0, 3]}]\n"
     "  - sources: [{model: six, layer_range: [2, 6]}]\n  - sources: [{model: one, layer_range: [3, 4], "
     "parameters: {scale: [{filter: down_proj, value: 0.5}, {value: 1}]}}]\ndtype: float32\n",
@@ -159,13 +170,31 @@ def compared(name: str, text: str, args: argparse.Namespace) -> tuple[dict[str, 
     (args.work / "config.yaml").write_text(located(text, args.work))
     ours = [sys.executable, "-m", "luthier", "merge", "config.yaml", "out/ours"]
     theirs = [args.mergekit.resolve(), "config.yaml", "out/theirs", "--quiet"]
+    if "the same draws" in name:
+        save_file(_uniform(args.work), args.work / "draws.safetensors")
+        peer = [str(HERE / "parity_peers.py"), "mergekit", "config.yaml", "out/theirs", "draws.safetensors"]
+        theirs = [args.mergekit.parent.resolve() / "python", *peer]
+    asked = json.dumps({"base": "base", "experts": ["one", "two"]})
     for what, command in (("luthier", ours), ("mergekit", theirs)):
-        done = subprocess.run(command, cwd=args.work, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=args.work, capture_output=True, text=True, input=asked)
         if done.returncode:
             lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
             return {"largest_difference": None, "note": f"{what}: {lines[-1][:200]}"}, {}
     mine, peer = parity_fusion.read(out / "ours"), parity_fusion.read(out / "theirs")
     return parity_fusion.apart(mine, peer), peer
+
+
+def _uniform(work: Path) -> dict[str, Tensor]:
+    """The number in [0, 1) that decides about every entry of every change in the merge of config.yaml."""
+    recipe = merge_recipe(str(work / "config.yaml"), [])
+    ctx, shapes = Context(seed=recipe.seed, step=next(iter(recipe.steps))), parity_fusion.read(work / "base")
+    found = {}
+    for i in range(2):
+        for name, tensor in shapes.items():
+            key, count = ctx.key(name, i), tensor.numel()
+            upper, lower = (words(k, 0, count).astype(float) for k in (key, key | SECOND))
+            found[f"{i}|{name}"] = torch.from_numpy(upper / 2**16 + lower / 2**32)
+    return found
 
 
 def located(text: str, work: Path) -> str:

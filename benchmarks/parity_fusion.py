@@ -133,7 +133,7 @@ def _theirs(case: Case, models: list[Path], data: list[tiny.TinyData], work: Pat
         "rows": [[{"ids": row.input_ids, "labels": row.labels} for row in one] for one in seen],
     }  # fmt: skip
     peer = Path(__file__).with_name("parity_peers.py")
-    done = subprocess.run([python, str(peer)], input=json.dumps(asked), capture_output=True, text=True)
+    done = subprocess.run([python, str(peer), "fusion-bench"], input=json.dumps(asked), capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{case.call}: {done.stderr.strip().splitlines()[-1]}")
     return load_file(out)

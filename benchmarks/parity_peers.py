@@ -1,8 +1,12 @@
-"""Merges of fusion-bench in its own environment; run by parity.py, which never imports it.
+"""Merges of the peers in their own environments; run by parity.py, which never imports them.
 
-    PYTHON parity_peers.py < '{"base": FOLDER, "experts": [FOLDER, ..], "out": FILE, "call": "ties", ..}'
+    PYTHON parity_peers.py mergekit CONFIG OUT DRAWS < '{"base": FOLDER, "experts": [FOLDER, ..]}'
+    PYTHON parity_peers.py fusion-bench < '{"base": FOLDER, "experts": [FOLDER, ..], "out": FILE, "call": "ties", ..}'
 
-Each of `CALLS` hands fusion-bench what its own algorithm class asks for, or, where the class wants a trainer or a
+mergekit runs as its command does, but where it draws an entry's fate it compares our uniform number of that entry with
+its own probability: DRAWS has one tensor of them for each expert and tensor.
+
+fusion-bench: each of `CALLS` hands it what its own algorithm class asks for, or, where the class wants a trainer or a
 fabric of devices, the function that the class calls. What depends on drawn numbers gets ours, as masks in a file.
 Everything runs in double precision and leaves in single.
 """
@@ -16,18 +20,45 @@ import types
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 
 def main() -> None:
     asked = json.load(sys.stdin)
+    if sys.argv[1] == "mergekit":
+        mergekit(asked, *sys.argv[2:])
+    else:
+        fusion_bench(asked)
+
+
+def mergekit(asked, config, out, draws):  # noqa: ANN001, ANN201 (no annotation of ours is read here)
+    from mergekit import sparsify
+    from mergekit.merge_methods import generalized_task_arithmetic as family
+    from mergekit.scripts.run_yaml import main as run
+
+    base, *experts = (load_file(f"{folder}/model.safetensors") for folder in (asked["base"], *asked["experts"]))
+    changes = {f"{i}|{n}": expert[n] - base[n] for i, expert in enumerate(experts) for n in base}
+    uniform, drawn = load_file(draws), []
+
+    def known(tensor, **fields):  # noqa: ANN001, ANN003, ANN202
+        """mergekit names no tensor where it draws: it is the change that is equal."""
+        drawn[:] = [next(n for n, c in changes.items() if c.shape == tensor.shape and torch.equal(c, tensor))]
+        return sparsify.sparsify(tensor, **fields)
+
+    family.sparsify = known
+    torch.bernoulli = lambda chance: (uniform[drawn[0]].view(chance.shape) < chance).to(chance.dtype)
+    run([config, out, "--quiet"], standalone_mode=False)
+
+
+def fusion_bench(asked):  # noqa: ANN001, ANN201
+    from transformers import AutoModelForCausalLM
+
     base, *experts = (AutoModelForCausalLM.from_pretrained(f).double() for f in (asked["base"], *asked["experts"]))
     with contextlib.redirect_stdout(sys.stderr):
         made = CALLS[asked["call"]](base, experts, asked)
     save_file({n: t.detach().float().contiguous() for n, t in made.items()}, asked["out"])
 
 
-def _pool(base, experts):  # noqa: ANN001, ANN202 (no annotation of ours is read in the peer's environment)
+def _pool(base, experts):  # noqa: ANN001, ANN202
     from fusion_bench import BaseModelPool
 
     return BaseModelPool({"_pretrained_": base, **{f"expert_{i}": m for i, m in enumerate(experts)}})
