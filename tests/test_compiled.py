@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import sys
 
 import numpy as np
@@ -17,6 +18,7 @@ from luthier.errors import LuthierError
 from luthier.flows import Piece
 from luthier.kit import compiled
 from luthier.kit.context import Context
+from luthier.kit.noise import ALL, below
 
 FORMS = [
     ("merge.linear", {}), ("merge.linear", {"weights": (0.3, 0.5, -0.1), "normalize": False}),
@@ -35,7 +37,7 @@ FORMS = [
 
 
 KERNELS = {
-    "philox", "finite", "difference", "accumulate", "shifted", "weigh", "thin", "agree", "elected", "masses",
+    "philox", "below", "finite", "difference", "accumulate", "shifted", "weigh", "thin", "agree", "elected", "masses",
     "votes", "voted", "added",
 }  # fmt: skip
 
@@ -156,14 +158,31 @@ def test_without_numba_torch_does_it(folders, tmp_path, monkeypatch, used):
 def test_kernels_last_as_long_as_the_merge(monkeypatch):
     monkeypatch.setattr(compiled, "LEAST", 100)
     cpu = torch.device("cpu")
-    with compiled.worth(99, cpu):
+    with compiled.worth(99, compiled.MANY - 1, cpu):
         assert compiled.kernels() is None
-    with compiled.worth(1000, torch.device("meta")):
+    with compiled.worth(1000, compiled.MANY, torch.device("meta")):
         assert compiled.kernels() is None
-    with pytest.raises(ZeroDivisionError), compiled.worth(100, cpu):
+    with compiled.worth(99, compiled.MANY, cpu):
+        assert compiled.kernels() is not None
+    with pytest.raises(ZeroDivisionError), compiled.worth(100, 1, cpu):
         assert compiled.kernels() is not None
         raise ZeroDivisionError
     assert compiled.kernels() is None
+
+
+def test_draws_are_the_same(monkeypatch):
+    """Any stretch and share; where a 16-bit word equals the bound's upper half, the second stream decides."""
+    draw, cases = random.Random(0), []
+    for number in range(60):
+        bounds = draw.randrange(ALL) if number % 3 else draw.randrange(3) << 16 | draw.randrange(1 << 16)
+        cases.append((draw.randrange(1 << 63), draw.randrange(1 << 36) * 16, draw.randrange(1, 70_000), bounds))
+    cases += [(7, 0, 1 << 20, 1234 << 16 | 1 << 15), (7, 5, 1000, 1 << 31), (7, 0, 100, 0), (7, 0, 100, ALL - 1)]
+    plain = [below(*case) for case in cases]
+    monkeypatch.setattr(compiled, "LEAST", 0)
+    with compiled.worth(1, 1, torch.device("cpu")):
+        for case, found in zip(cases, plain, strict=True):
+            made = below(*case)
+            assert made.dtype == bool and np.array_equal(made, found)
 
 
 def test_a_stored_piece_is_a_piece():

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from luthier.checkpoint.expert import open_expert
 from luthier.checkpoint.reader import Checkpoint
 from luthier.engine import stream
-from luthier.engine.pieces import CHUNK, Memory
+from luthier.engine.pieces import CHUNK, Inputs, Memory
 from luthier.engine.stream import plan_transform, run_transform, transform_tensors
 from luthier.errors import LuthierError
 from luthier.fields import thaw
 from luthier.kit.context import Context
+from luthier.merge.breadcrumbs import Breadcrumbs
 from luthier.merge.iso_c import IsoC
 from luthier.merge.linear import Linear
 from luthier.merge.task_arithmetic import TaskArithmetic
@@ -431,6 +432,30 @@ def test_a_merge_stays_below_the_memory_it_was_given(use, tmp_path):
     command = [sys.executable, "-c", MERGE, use, str(tmp_path / "models"), str(tmp_path / "out")]
     grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert grown <= 48
+
+
+@pytest.mark.parametrize("method", [
+    Ties(density=0.4, scope="tensor", on_tie="plus"),
+    Breadcrumbs(density=0.4, gamma=0.1, scope="tensor"),
+])  # fmt: skip
+def test_what_one_piece_shows_whole_is_read_once(folders, tmp_path, monkeypatch, method):
+    """Trims of tensor after tensor survey large ones alone; both ways give the same bytes."""
+    base, *experts = map(Checkpoint.open, folders)
+    reads, read_flat = [], Checkpoint.read_flat
+
+    def counted(self, name, start, count):
+        reads.append((self.path, name))
+        return read_flat(self, name, start, count)
+
+    monkeypatch.setattr(Checkpoint, "read_flat", counted)
+    once = run_transform(method, base, experts, tmp_path / "once", Context())
+    small = [name for name, info in base.tensors.items() if len(info.shape) == 1]
+    assert small and all(reads.count((base.path, name)) == 1 for name in small)
+    monkeypatch.setattr(Inputs, "at_once", lambda self, name: False)
+    reads.clear()
+    twice = run_transform(method, base, experts, tmp_path / "twice", Context())
+    assert all(reads.count((base.path, name)) > 1 for name in base.tensors)
+    assert (once / "model.safetensors").read_bytes() == (twice / "model.safetensors").read_bytes()
 
 
 def test_a_plan_may_leave_tensors_out(folders, tmp_path):

@@ -81,7 +81,7 @@ def cards() -> Mapping[str, Card]:
     found: dict[str, Card] = {}
     for folder in sorted(p for p in HERE.iterdir() if p.is_dir() and p.name not in NOT_STAGES):
         for path in sorted(folder.glob("[!_]*.py")):
-            card = read(path, f"{folder.name}.{path.stem}", f"luthier.{folder.name}.{path.stem}")
+            card = _own(folder.name, path.stem)
             if card:
                 found[card.id] = card
     for id_, card in _from_other_packages():
@@ -91,6 +91,12 @@ def cards() -> Mapping[str, Card]:
             )
         found[id_] = card
     return found
+
+
+@cache
+def _own(stage: str, key: str) -> Card | None:
+    """The card of one of our files."""
+    return read(HERE / stage / f"{key}.py", f"{stage}.{key}", f"luthier.{stage}.{key}")
 
 
 def _from_other_packages() -> list[tuple[str, Card]]:
@@ -171,9 +177,19 @@ def _one_reduction(call: ast.expr) -> str:
 
 def card(id_: str) -> Card:
     """The card of one method; the error for an unknown id names the nearest right one."""
-    if id_ not in cards():
+    found = known(id_)
+    if found is None:
         raise unknown("method", id_, cards())
-    return cards()[id_]
+    return found
+
+
+def known(id_: str) -> Card | None:
+    """The card of one method, None if there is none; of ours no other file is read."""
+    stage, _, key = id_.partition(".")
+    ours = re.fullmatch(r"[a-z]+\.[a-z0-9][a-z0-9_]*", id_) and stage not in NOT_STAGES
+    if ours and (HERE / stage / f"{key}.py").is_file() and (found := _own(stage, key)):
+        return found
+    return cards().get(id_)
 
 
 def find(id_: str) -> type:

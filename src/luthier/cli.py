@@ -69,7 +69,7 @@ def command() -> NoReturn:
     """`main` as a process. To collect garbage while torch is imported, and to take all of torch down object by object,
     would cost a small merge a third of its time."""
     if sys.argv[1:2] and sys.argv[1] in BRIEF:
-        gc.set_threshold(100_000, 20, 20)
+        gc.set_threshold(1_000_000, 20, 20)
         code = main()
         atexit._run_exitfuncs()
         sys.stderr.flush()

@@ -92,13 +92,12 @@ def named_method(marked: Marked, path: tuple, value: Any, shape: str) -> Method:
 
 def known_method(marked: Marked, path: tuple, use: Any, shape: str | None = None) -> catalogue.Card:
     """The card of a method id; of this shape, if one is asked."""
-    cards = catalogue.cards()
-    if not isinstance(use, str) or use not in cards:
-        known = [c.id for c in cards.values() if shape in (None, c.shape)]
+    card = catalogue.known(use) if isinstance(use, str) else None
+    if card is None:
+        known = [c.id for c in catalogue.cards().values() if shape in (None, c.shape)]
         raise unknown("method", str(use), known, where=marked.where(*path))
-    card = cards[use]
     if shape and card.shape != shape:
-        fits = ", ".join(c.id for c in cards.values() if c.shape == shape)
+        fits = ", ".join(c.id for c in catalogue.cards().values() if c.shape == shape)
         raise LuthierError(
             f"{use} is of shape {card.shape}, not {shape}", where=marked.where(*path), do=f"one of: {fits}"
         )

@@ -64,9 +64,9 @@ def _path(marked: Marked, parts: list[str], label: str) -> tuple[str, ...]:
 
 def _step_path(body: Any, rest: list[str], label: str) -> tuple[str, ...]:
     use = str(body.get("use")) if isinstance(body, dict) else ""
-    if use not in catalogue.cards() or rest[0] in STEP_KEYS:  # a wrong `use` is reported with its line later
+    card = catalogue.known(use)
+    if card is None or rest[0] in STEP_KEYS:  # a wrong `use` is reported with its line later
         return tuple(rest)
-    card = catalogue.card(use)
     if rest[0] in check.roles_of(card):
         return tuple(rest)
     fields = [f.name for f in card.fields]

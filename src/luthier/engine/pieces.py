@@ -9,12 +9,9 @@ tensors in the files.
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -23,6 +20,7 @@ from torch import Tensor
 from luthier.checkpoint.anatomy import UNITS, belongs, role_of
 from luthier.checkpoint.reader import TensorInfo, check_finite
 from luthier.engine.held import Memory, Source, Stored, as_stored
+from luthier.engine.process import in_order
 from luthier.errors import LuthierError, unknown
 from luthier.flows import Group, Piece
 from luthier.kit.select import ROOM
@@ -70,7 +68,7 @@ class Inputs:
     roles: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     same: frozenset[str] = frozenset()
-    _made: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def count(self) -> int:
@@ -93,6 +91,10 @@ class Inputs:
         """The same inputs, but for some tensors."""
         return replace(self, tensors={name: self.tensors[name] for name in names})
 
+    def at_once(self, name: str) -> bool:
+        """Whether one piece shows all of a tensor, so that `transform` can look at it without a survey."""
+        return self.granularity == "group" or self.tensors[name].numel <= _entries(self.tensors[name], self.granularity)
+
     def giving(self, made: Mapping[str, str | Sequence[Read]], config: Mapping[str, Any] | None = None) -> Inputs:
         """The same inputs with other outputs, for a `plan` that takes layers away, moves or joins them.
 
@@ -110,7 +112,7 @@ class Inputs:
             n: first[n]._replace(name=n, role=role, layer=layer, depth=None if layer is None else layer / max(last, 1))
             for n, (role, layer) in places.items()
         }
-        return replace(self, tensors=tensors, reads=reads, config={**self.config, **(config or {})})
+        return replace(self, tensors=tensors, reads=reads, config={**self.config, **(config or {})}, _made={})
 
     def made_from(self, name: str) -> list[tuple[Source, TensorInfo]]:
         """Where an output's values come from, in the order of the reads."""
@@ -140,7 +142,7 @@ class Inputs:
 
     def each(self, work: Callable[[Any], T], sample: bool = False) -> Iterator[T]:
         """work(piece) for every piece, in the canonical order, computed by several threads."""
-        for results in _ordered(partial(self._work, work), self._stretches(sample), self.threads):
+        for results in in_order(partial(self._work, work), self._stretches(sample), self.threads):
             yield from results
 
     def _work(self, work: Callable[[Any], T], stretch: Stretch) -> list[T]:
@@ -284,17 +286,3 @@ def _entries(info: TensorInfo, granularity: str) -> int:
 def _shaped(part: Tensor, info: TensorInfo, granularity: str) -> Tensor:
     shape = (-1, *info.shape[-1:]) if granularity == "row" else info.shape
     return part if granularity == "element" else part.view(shape)
-
-
-def _ordered(work: Callable[[Any], T], items: Iterable[Any], threads: int) -> Iterator[T]:
-    """work(item) in order, by several threads which run only a little ahead."""
-    if threads == 1:
-        yield from map(work, items)
-        return
-    items = iter(items)
-    with ThreadPoolExecutor(threads) as pool:
-        ahead: deque[Future[T]] = deque(pool.submit(work, item) for item in islice(items, threads + 1))
-        while ahead:
-            done = ahead.popleft().result()
-            ahead.extend(pool.submit(work, item) for item in islice(items, 1))
-            yield done

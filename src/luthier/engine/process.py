@@ -6,11 +6,16 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -50,3 +55,17 @@ def one_thread_each() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def in_order(work: Callable[[Any], T], items: Iterable[Any], threads: int) -> Iterator[T]:
+    """work(item) in order, by several threads which run only a little ahead."""
+    if threads == 1:
+        yield from map(work, items)
+        return
+    items = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[Future[T]] = deque(pool.submit(work, item) for item in islice(items, threads + 1))
+        while ahead:
+            done = ahead.popleft().result()
+            ahead.extend(pool.submit(work, item) for item in islice(items, 1))
+            yield done

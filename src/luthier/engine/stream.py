@@ -127,7 +127,7 @@ def put_transform(
     ctx = calibration.opened(method, base, experts, ctx)
     with (
         one_thread_each(),
-        worth(inputs.count * len(_sources(base, experts)), ctx.device),
+        worth(inputs.count * len(_sources(base, experts)), len(inputs.tensors), ctx.device),
         ShardWriter(folder, written) as writer,
         _scratch(ctx, folder) as ctx,
     ):

@@ -125,6 +125,7 @@ def rank_(magnitudes: Tensor, rank: int) -> float:
     """The rank-th largest of flat magnitudes, by partition rather than sort; they are left reordered."""
     place = magnitudes.numel() - rank
     if magnitudes.device.type == "cpu":
-        magnitudes.numpy().view(np.int32).partition(place)  # ordered like the floats, and three times faster
-        return float(magnitudes[place])
+        values = magnitudes.numpy()
+        values.view(np.int32).partition(place)  # ordered like the floats, and three times faster
+        return float(values[place])
     return float(magnitudes.kthvalue(place + 1).values)

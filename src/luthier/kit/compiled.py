@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LEAST = 1 << 29
-"""Entries of all models together from which on kernels are loaded, which takes about half a second."""
+LEAST, MANY = 1 << 29, 1 << 13
+"""Entries of all models together, or tensors, from which on kernels are loaded, which takes about half a second."""
 _loaded: list[Any] = []
 
 
 @contextmanager
-def worth(entries: int, device: torch.device) -> Iterator[None]:
-    """Kernels within the block, if there are that many entries on a CPU and Numba is there."""
+def worth(entries: int, tensors: int, device: torch.device) -> Iterator[None]:
+    """Kernels within the block, if there are that many entries or tensors on a CPU and Numba is there."""
     before = _loaded[:]
-    if entries >= LEAST and device.type == "cpu":
+    if (entries >= LEAST or tensors >= MANY) and device.type == "cpu":
         with suppress(ImportError):  # none installed, or one that does not fit this numpy
             _loaded[:] = [importlib.import_module("luthier.kit.kernels")]
     try:

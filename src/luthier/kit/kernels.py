@@ -62,6 +62,8 @@ def _wide(bits):
     return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
 
 
+_BLOCK = 1024
+"""Entries whose changes, of some experts, stay in the first cache."""
 _FIRST, _THIRD = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
 _STEPS = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
 
@@ -78,6 +80,31 @@ def philox(key, upper_key, counter, out):
             a, b, c, d = upper_c ^ b ^ k, lower_c, upper_a ^ d ^ m, lower_a
             k, m = k + _STEPS[0], m + _STEPS[1]
         out[4 * step], out[4 * step + 1], out[4 * step + 2], out[4 * step + 3] = a, b, c, d
+
+
+_philox = philox
+
+
+@_compiled
+def below(key, start, upper, lower, out):
+    """out: of entries from start on, whether their 16-bit word is below upper; where it equals it, whether that of the
+    second stream, whose key is 2**64 larger, is below lower. start: a multiple of 16."""
+    words = np.empty((out.size + 15) // 16 * 4, np.uint64)
+    _philox(key, np.uint64(0), np.uint64(start // 16), words)
+    drawn, again = words.view(np.uint16)[: out.size], np.empty(4, np.uint64)
+    for first in range(0, out.size, _BLOCK):
+        block, equal = drawn[first : first + _BLOCK], np.uint16(0)
+        made = out[first : first + _BLOCK]
+        for i in range(block.size):
+            made[i] = np.uint8(block[i] < upper)
+        for i in range(block.size):
+            equal |= np.uint16(block[i] == upper)
+        if equal:
+            for i in range(block.size):
+                if block[i] == upper:
+                    at = start + first + i
+                    _philox(key, np.uint64(1), np.uint64(at // 16), again)
+                    made[i] = np.uint8(again.view(np.uint16)[at % 16] < lower)
 
 
 @_compiled
@@ -174,8 +201,6 @@ def masses(bits, base_bits, found, before, after):
             after[i] += magnitude * np.float32(stay[i])
 
 
-_BLOCK = 1024
-"""Entries whose changes, of some experts, stay in the first cache."""
 _shifted, _thin, _weigh, _agree, _elected = shifted, thin, weigh, agree, elected
 
 

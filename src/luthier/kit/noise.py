@@ -54,6 +54,10 @@ def below(key: int, start: int, count: int, bounds: int | np.ndarray) -> np.ndar
     single = isinstance(bounds, int)
     if single and bounds >= ALL:
         return np.ones(count, dtype=bool)
+    if single and start % STEP == 0 and key < SECOND and (compiled := kernels()) and start + count < 1 << 63:
+        found = np.empty(count, dtype=np.uint8)
+        compiled.below(np.uint64(key), start, np.uint16(bounds >> 16), np.uint16(bounds & 0xFFFF), found)
+        return found.view(bool)
     upper = np.uint16(bounds >> 16) if single else (bounds >> 16).astype(np.uint16)
     drawn = words(key, start, count)
     found = drawn < upper

@@ -157,10 +157,16 @@ def _gathered(stream: Stream, keep: Sequence[int], count: int) -> list[float]:
         for n, magnitude_N in whole.items():
             magnitude_N[at : at + stretch[n].numel()] = stretch[n]
         at += stretch[0].numel()
-    found: dict[int, dict[int, float]] = {}
-    for n, magnitude_N in whole.items():
-        found[n] = _ranks_(magnitude_N, [k for other, k in zip(first, keep, strict=True) if other == n])
-    return [found[n][k] for n, k in zip(first, keep, strict=True)]
+    return largest_in([whole[n] for n in first], keep)
+
+
+def largest_in(members: Sequence[Tensor], keep: Sequence[int]) -> list[float]:
+    """`largest` of flat magnitudes in memory, which are left reordered; members may be one tensor."""
+    asked: dict[int, list[int]] = {}
+    for magnitude_N, k in zip(members, keep, strict=True):
+        asked.setdefault(id(magnitude_N), []).append(k)
+    found = {id(m_N): _ranks_(m_N, asked.pop(id(m_N))) for m_N in members if id(m_N) in asked}
+    return [found[id(m_N)][k] for m_N, k in zip(members, keep, strict=True)]
 
 
 def _ranks_(magnitudes: Tensor, ranks: Sequence[int]) -> dict[int, float]:

@@ -19,12 +19,12 @@ from luthier.fields import Schedule, Unit
 from luthier.flows import Ctx, Piece
 from luthier.kit.deltas import changes, each, one_each
 from luthier.kit.schedule import at
-from luthier.kit.select import largest, row_band
+from luthier.kit.select import largest, largest_in, row_band
 from luthier.kit.sieve import Sieve, fused, votes
 from luthier.kit.vote import divisible, tied
 from luthier.shapes import Reduces, Transform
 
-Cuts = dict[str, list[tuple[float, float]]]
+Band = list[tuple[float, float]]
 
 
 class Breadcrumbs(Transform):
@@ -77,28 +77,29 @@ class Breadcrumbs(Transform):
             ranks.append((top + min(keep, 1), top + keep if keep else 0))
         return ranks
 
-    def survey(self, inputs: Any, ctx: Ctx) -> tuple[Cuts, float | None]:
+    def survey(self, inputs: Any, ctx: Ctx) -> tuple[dict[str, Band], float | None]:
         """With scope tensor the magnitudes between which a change stays; and what a tie elects, None without a vote."""
-        cuts: Cuts = {}
+        cuts: dict[str, Band] = {}
         if self.scope == "tensor":
-            cuts = {name: self._cuts(inputs.only(name), tensor) for name, tensor in inputs.tensors.items()}
+            apart = {name: tensor for name, tensor in inputs.tensors.items() if not inputs.at_once(name)}
+            cuts = {name: self._cuts(inputs.only(name), tensor) for name, tensor in apart.items()}
         return cuts, tied(self.vote, inputs, lambda piece: votes(piece, self._band(piece, cuts), self._weights(piece)))
 
-    def _cuts(self, inputs: Any, tensor: Any) -> list[tuple[float, float]]:
+    def _cuts(self, inputs: Any, tensor: Any) -> Band:
         """Of one tensor, (the smallest magnitude that stays, the largest) of every expert."""
-        ranks = self._ranks(tensor, len(inputs.experts), inputs.count)
-
-        def twice(piece: Piece) -> list[Tensor]:
-            return [m_N for change_N in changes(piece) for m_N in [change_N.abs_().flatten()] * 2]
-
-        every = [rank for pair in ranks for rank in pair]
-        found = largest(lambda sample: inputs.each(twice, sample=sample), every, inputs.count, inputs.room)
+        every = [rank for pair in self._ranks(tensor, len(inputs.experts), inputs.count) for rank in pair]
+        found = largest(lambda sample: inputs.each(_twice, sample=sample), every, inputs.count, inputs.room)
         return list(zip(found[1::2], found[::2], strict=True))
 
-    def _band(self, piece: Piece, cuts: Cuts) -> Sieve:
+    def _band(self, piece: Piece, cuts: dict[str, Band]) -> Sieve:
         """What is neither an outlier nor small, of every expert's change."""
-        if cuts:
+        if piece.name in cuts:
             band = cuts[piece.name]
+        elif self.scope == "tensor":  # the piece shows all of it
+            magnitudes = _twice(piece)
+            ranks = self._ranks(piece, piece.count, magnitudes[0].numel())
+            found = largest_in(magnitudes, [rank for pair in ranks for rank in pair])
+            band = list(zip(found[1::2], found[::2], strict=True))
         else:
             ranks = self._ranks(piece, piece.count, piece.seen[-1])
             band = [row_band(change_RC.abs_(), *rank) for change_RC, rank in zip(changes(piece), ranks, strict=True)]
@@ -112,3 +113,8 @@ class Breadcrumbs(Transform):
         weights = self._weights(tensors)
         band, scale = self._band(tensors, cuts), at(self.scale, tensors.name, tensors.depth)
         return fused(tensors, band, weights, weights, tie, self.normalize, scale)
+
+
+def _twice(piece: Piece) -> list[Tensor]:
+    """Every expert's magnitudes, flat, once for either end of the band."""
+    return [m_N for change_N in changes(piece) for m_N in [change_N.abs_().flatten()] * 2]

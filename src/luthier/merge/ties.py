@@ -24,7 +24,7 @@ from luthier.fields import Schedule, Unit
 from luthier.flows import Ctx, Piece
 from luthier.kit.deltas import changes, each, one_each
 from luthier.kit.schedule import at
-from luthier.kit.select import kept, largest
+from luthier.kit.select import kept, largest, largest_in
 from luthier.kit.sieve import Sieve, fused, votes
 from luthier.kit.vote import tied
 from luthier.shapes import Reduces, Transform
@@ -77,25 +77,37 @@ class Ties(Transform):
             whole = self._cuts(inputs, next(iter(inputs.tensors.values())))
             cuts = dict.fromkeys(inputs.tensors, whole)
         else:
-            cuts = {name: self._cuts(inputs.only(name), tensor) for name, tensor in inputs.tensors.items()}
+            apart = {name: tensor for name, tensor in inputs.tensors.items() if not inputs.at_once(name)}
+            cuts = {name: self._cuts(inputs.only(name), tensor) for name, tensor in apart.items()}
         return cuts, tied(
-            self.on_tie, inputs, lambda piece: votes(piece, Sieve(low=cuts[piece.name]), self._weights(piece))
+            self.on_tie, inputs, lambda piece: votes(piece, self._trim(piece, cuts), self._weights(piece))
         )
 
     def _cuts(self, inputs: Any, tensor: Any) -> list[float]:
         """The smallest magnitude that survives, one an expert, over all of `inputs`."""
-        densities = each(self.densities, self.density, tensor, len(inputs.experts))
-        keep = [kept(density, inputs.count) for density in densities]
+        keep = self._keep(tensor, len(inputs.experts), inputs.count)
         return largest(
             lambda sample: inputs.each(lambda piece: [c_N.abs_() for c_N in changes(piece)], sample=sample),
             keep, inputs.count, inputs.room,
         )  # fmt: skip
+
+    def _keep(self, tensor: Any, experts: int, count: int) -> list[int]:
+        """How many of `count` entries survive, one an expert."""
+        return [kept(density, count) for density in each(self.densities, self.density, tensor, experts)]
+
+    def _trim(self, piece: Piece, cuts: dict[str, list[float]]) -> Sieve:
+        """What survives; of a tensor that was not surveyed the piece shows all."""
+        low = cuts.get(piece.name)
+        if low is None:
+            magnitudes = [change_N.abs_() for change_N in changes(piece)]
+            low = largest_in(magnitudes, self._keep(piece, piece.count, magnitudes[0].numel()))
+        return Sieve(low=low)
 
     def _weights(self, piece: Piece) -> list[float]:
         return each(self.weights, 1.0, piece, piece.count)
 
     def transform(self, tensors: Piece, ctx: Ctx) -> Tensor:
         cuts, majority = ctx.survey
-        trimmed, weights = Sieve(low=cuts[tensors.name]), self._weights(tensors)
+        trimmed, weights = self._trim(tensors, cuts), self._weights(tensors)
         scale = at(self.scale, tensors.name, tensors.depth)
         return fused(tensors, trimmed, weights, weights, majority, self.normalize, scale)
