@@ -8,6 +8,7 @@ tensor's name in that model, what belongs to the method by its name in the outpu
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -212,7 +213,7 @@ def _numbers(marked: Marked, path: Path, name: str, value: Any) -> Any:
     except ValueError:
         plain = []
     kinds = {type(v) for v in plain}
-    if not kinds or not kinds <= {int, float}:
+    if not kinds or not kinds <= {int, float} or any(math.isnan(v) for v in plain):
         what = f"expected a number or a list of numbers, got {said(value)}"
         raise LuthierError(what, where=marked.where(*path))
     if not all(abs(v) <= MOST for v in plain):
