@@ -207,7 +207,7 @@ def test_totals(tmp_path):
     assert made.read("a").tolist() == [[0.5, 1.5, 2.5], [3.5, 4.5, 0.5]]
     assert made.read_flat("a", 2, 3).tolist() == [2.5, 3.5, 4.5] and made.read_flat("none", 0, 0).numel() == 0
     assert made.norm(["b"]) == 4.0 and made.norm() ** 2 == pytest.approx(16 + 41.5)
-    assert made.below(2.0) == 3
+    assert made.below(dict.fromkeys(made.tensors, 2.0)) == 3
     assert torch.equal(load_file(tmp_path / "t" / "model.safetensors")["a"], made.read("a"))
     for wrong in ((-1, 1), (5, 2)):
         with pytest.raises(ValueError, match="no entries"):

@@ -283,11 +283,12 @@ def bar(what: str) -> Any:
     @contextmanager
     def drawn() -> Any:
         console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+        drawing = console.is_terminal
+        with Progress(console=console, transient=True, disable=not drawing) as bars:
             task = bars.add_task(what, total=None)
 
             def watch(event: Mapping[str, Any]) -> None:
-                if event["kind"] == "progress":
+                if event["kind"] == "progress" and drawing:
                     bars.update(task, completed=event["done"], total=event["total"], description=event["what"] or what)
                 elif event["kind"] == "log":
                     console.print(str(event["text"]), markup=False, highlight=False, soft_wrap=True)

@@ -176,8 +176,9 @@ class Piece:
 class Group:
     """What a Transform of granularity `group` sees at once: the whole tensors of one anatomical unit.
 
-    unit: attention, mlp or layer; "" for a tensor that is part of none, which comes alone.
-    pieces: name → Piece with its whole tensor, ordered by name.  layer and depth: None outside the layers.
+    unit: attention, mlp or layer; "" for a tensor that is part of none, which comes alone, in flat stretches.
+    pieces: name → Piece with its whole tensor, or its stretch, ordered by name.
+    layer and depth: None outside the layers.
     """
 
     unit: str

@@ -260,8 +260,8 @@ class Transform(Method, ABC, shape=True):
     roles = ("base", "experts*")
 
     def cubic(self, experts: int) -> float:
-        """Of a method that decomposes matrices: what each costs beside reading it, in Gram matrices of its short side
-        and their eigendecompositions, for the plan."""
+        """Of a method that decomposes or solves matrices: what each costs beside reading it, in Gram matrices of its
+        short side and their eigendecompositions, for the plan."""
         return 0.0
 
     def passes(self, experts: int) -> float:

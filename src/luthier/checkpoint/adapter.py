@@ -92,6 +92,13 @@ def beneath(base: Any, experts: Sequence[Any], wanted: bool) -> Any:
     return Nothing(first) if wanted else None
 
 
+def factorwise(experts: Sequence[Any], are: str) -> tuple[str, ...]:
+    """What to know of a merge of adapters by a method for models. are: what the method's experts are."""
+    if are == "adapters" or not any(isinstance(e, Adapter) for e in experts):
+        return ()
+    return ("the adapters' factors were merged A with A and B with B, not their products; name the base for those",)
+
+
 def _check_alike(first: Adapter, other: Adapter) -> None:
     for key in _SAME:
         mine, theirs = first.config.get(key) or None, other.config.get(key) or None

@@ -57,9 +57,9 @@ class Totals:
         parts = (part.double().square().sum() for name in names or self.tensors for part in self._stretches(name))
         return math.sqrt(sum(float(part) for part in parts))
 
-    def below(self, limit: float) -> int:
-        """How many entries are smaller than `limit`."""
-        return sum(int((part < limit).sum()) for name in self.tensors for part in self._stretches(name))
+    def below(self, limits: Mapping[str, float]) -> int:
+        """How many entries are smaller than their tensor's limit."""
+        return sum(int((part < limits[name]).sum()) for name in self.tensors for part in self._stretches(name))
 
     def _stretches(self, name: str) -> Iterator[Tensor]:
         count = self.tensors[name].numel

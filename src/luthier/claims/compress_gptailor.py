@@ -4,7 +4,8 @@ by search, keeps clearly more than dropping layers by block influence (ShortGPT)
 Here: two of eight layers of a small decoder go; two variants, each tuned to one of its two tasks; sixty trials of
 thirty-two items, the loss of each task an objective. Controls: as many random trials after the same designs; layers
 dropped by influence; the block of them across which the stream turns least. Reported and not judged: a search over
-removal alone, which the paper has as an ablation, and how many answers are right.
+removal alone, which the paper has as an ablation; the same search by successive halving, where a trial sees all items
+only if it does well on the first eight; and how many answers are right.
 """
 
 import tempfile
@@ -16,7 +17,7 @@ from luthier.compress.drop import Drop
 from luthier.compress.gptailor import Gptailor
 from luthier.kit.context import Context
 
-TRIALS = 60
+TRIALS, FIRST = 60, 8
 
 
 def run(seed: int, ctx: Context) -> dict[str, float]:
@@ -27,6 +28,7 @@ def run(seed: int, ctx: Context) -> dict[str, float]:
             "control/random search": bench.cut(Gptailor(layers=layers.GONE, sampler="random"), trials=TRIALS),
             "control/block influence": bench.cut(Drop(layers=layers.GONE)),
             "control/contiguous by angle": bench.cut(Drop(layers=layers.GONE, by="angular")),
+            "by halving": bench.cut(Gptailor(layers=layers.GONE), trials=TRIALS, first=FIRST),
             "removal alone": bench.cut(Gptailor(layers=layers.GONE, pick="base"), trials=TRIALS),
         }) | {"cost/trials": float(TRIALS), "cost/items a trial": float(2 * layers.SEARCH_ITEMS)}  # fmt: skip
 

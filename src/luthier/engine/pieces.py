@@ -1,9 +1,9 @@
 """Pieces: what a Transform sees of its inputs, read stretch by stretch on one canonical grid.
 
 A piece is 65,536 entries of a tensor from its first one on (granularity `element`), 64 rows (`row`), all
-of it (`tensor`), or the whole tensors of one anatomical unit together (`group`), in fp32, from the base
-and every expert. The grid and the order never change: not with threads, memory, shards or the order of
-tensors in the files.
+of it (`tensor`), or the whole tensors of one anatomical unit together (`group`; tensors of no unit as for
+`element`), in fp32, from the base and every expert. The grid and the order never change: not with threads,
+memory, shards or the order of tensors in the files.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ class Inputs:
     @property
     def held(self) -> int:
         """Entries a thread holds at once, of all models together, at most."""
-        whole = self.granularity == "group"
-        return max((sum((i.numel if whole else s.count) * len(self.made_from(i.name)) for i in s.infos)
-                    for s in self._stretches(False)), default=0)  # fmt: skip
+        return max((sum(self._spans(i)[1] * len(self.made_from(i.name)) for i in infos) for infos in self._shown()),
+                   default=0)  # fmt: skip
 
     @property
     def steps(self) -> int:
         """How many pieces, or groups, there are."""
-        return sum(-(-s.count // s.step) for s in self._stretches(False))
+        spans = ((infos, *self._spans(infos[0])) for infos in self._shown())
+        return sum(1 if self.united(infos[0]) else -(-count // piece) for infos, piece, _, count in spans)
 
     def only(self, *names: str) -> Inputs:
         """The same inputs, but for some tensors."""
@@ -93,7 +93,8 @@ class Inputs:
 
     def at_once(self, name: str) -> bool:
         """Whether one piece shows all of a tensor, so that `transform` can look at it without a survey."""
-        return self.granularity == "group" or self.tensors[name].numel <= _entries(self.tensors[name], self.granularity)
+        info = self.tensors[name]
+        return self.united(info) or info.numel <= _entries(info, self.granularity)
 
     def giving(self, made: Mapping[str, str | Sequence[Read]], config: Mapping[str, Any] | None = None) -> Inputs:
         """The same inputs with other outputs, for a `plan` that takes layers away, moves or joins them.
@@ -146,14 +147,17 @@ class Inputs:
             yield from results
 
     def _work(self, work: Callable[[Any], T], stretch: Stretch) -> list[T]:
+        if self.united(stretch.infos[0]):
+            return [work(self._group(stretch.infos, {info.name: self._whole(info) for info in stretch.infos}))]
         if self.granularity == "group":
-            return [work(self._group(stretch.infos))]
+            return [work(self._group(stretch.infos, {piece.name: piece})) for piece in self._pieces(stretch)]
         return [work(piece) for piece in self._pieces(stretch)]
 
     def _stretches(self, sample: bool) -> Iterator[Stretch]:
-        every = self._groups() if self.granularity == "group" else self._grid(sample)
         skip = self._skipped() if sample else 1
-        yield from (s for n, s in enumerate(every) if n % skip == 0)
+        for number, stretch in enumerate(self._grid(sample)):
+            if number % skip == 0:
+                yield stretch
 
     def _skipped(self) -> int:
         """Of the pieces of a sample, one in so many."""
@@ -163,25 +167,34 @@ class Inputs:
         return min(SAMPLED, max(1, pieces // ENOUGH))
 
     def _grid(self, sample: bool) -> Iterator[Stretch]:
-        """Several pieces at once, or some entries of one for a sample."""
-        for info in self.tensors.values():
-            piece = _entries(info, self.granularity)
-            step = piece if sample else max(1, self.batch // piece) * piece
-            count = self.made_from(info.name)[0][1].numel
-            for start in range(0, count, step):
-                yield Stretch((info,), start, min(step, count - start), piece, THIN if sample else 1)
+        """Several pieces at once, or some entries of one for a sample; a unit whole."""
+        for infos in self._shown():
+            piece, step, count = self._spans(infos[0])
+            step, thin = (piece, THIN) if sample and self.granularity != "group" else (step, 1)
+            for start in range(0, count, max(1, step)):
+                yield Stretch(infos, start, min(step, count - start), piece, thin)
 
-    def _groups(self) -> Iterator[Stretch]:
-        """The tensors of a unit by name, where its first one lies; those of no unit alone."""
+    def _spans(self, info: TensorInfo) -> tuple[int, int, int]:
+        """Of one tensor the entries of a piece, those that are read at once at most, and all that it is made from."""
+        count = max(self.made_from(info.name)[0][1].numel, self.united(info))
+        whole = self.granularity == "tensor" or self.united(info)
+        piece = max(1, count) if whole else _entries(info, self.granularity)
+        return piece, min(count, max(1, self.batch // piece) * piece), count
+
+    def _shown(self) -> Iterator[tuple[TensorInfo, ...]]:
+        """What is shown together: a unit's tensors by name, where its first one lies; any other tensor alone."""
+        if self.granularity != "group":
+            yield from ((info,) for info in self.tensors.values())
+            return
         found: dict[Any, list[TensorInfo]] = {}
         for info in self.tensors.values():
-            found.setdefault(info.layer if self._in_unit(info) else info.name, []).append(info)
+            found.setdefault(info.layer if self.united(info) else info.name, []).append(info)
         for infos in found.values():
-            count = sum(info.numel for info in infos)
-            yield Stretch(tuple(sorted(infos, key=lambda i: i.name)), 0, count, max(1, count))
+            yield tuple(sorted(infos, key=lambda i: i.name))
 
-    def _in_unit(self, info: TensorInfo) -> bool:
-        return belongs(info.role, info.layer, self.unit)
+    def united(self, info: TensorInfo) -> bool:
+        """Whether it is shown whole, with the other tensors of its unit."""
+        return self.granularity == "group" and belongs(info.role, info.layer, self.unit)
 
     def _pieces(self, stretch: Stretch) -> Iterator[Piece]:
         info, (start, count, step, thin) = stretch.infos[0], stretch[1:]
@@ -195,19 +208,18 @@ class Inputs:
             for at in range(0, count, step):
                 yield Stored(info, rows, start + at, [part[at : at + step] for part in bits], base_at, which)
         elif thin > 1:
-            yield self._piece(info, start, made_from, [flat[::thin].contiguous() for flat in read], sample=True)
+            yield self._piece(info, start, made_from, [flat[::thin].contiguous() for flat in read], thin=True)
         else:
             for at in range(0, count, step):
                 yield self._piece(info, start + at, made_from, [flat[at : at + step] for flat in read])
 
-    def _group(self, infos: tuple[TensorInfo, ...]) -> Group:
-        unit = self.unit if self._in_unit(infos[0]) else ""
-        return Group(unit, infos[0].layer, infos[0].depth, {info.name: self._whole(info) for info in infos})
+    def _group(self, infos: tuple[TensorInfo, ...], pieces: Mapping[str, Piece]) -> Group:
+        return Group(self.unit if self.united(infos[0]) else "", infos[0].layer, infos[0].depth, pieces)
 
     def _whole(self, info: TensorInfo) -> Piece:
         made_from = self.made_from(info.name)
         read = [source.read_flat(there.name, 0, there.numel) for source, there in made_from]
-        return self._piece(info, 0, made_from, read)
+        return self._piece(info, 0, made_from, read, "tensor")
 
     @property
     def _models(self) -> list[int | None]:
@@ -215,15 +227,14 @@ class Inputs:
 
     def _piece(
         self, info: TensorInfo, start: int, made_from: Sequence[tuple[Source, TensorInfo]], read: Sequence[Tensor],
-        sample: bool = False,
+        by: str = "", thin: bool = False,
     ) -> Piece:  # fmt: skip
-        values = []
+        values, by = [], by or self.granularity
         for (source, there), flat in zip(made_from, read, strict=True):
             part = flat.to(device=self.device, dtype=torch.float32)
             if not math.isfinite(float(part.sum())):  # sums overflow, too: the exact test decides
                 check_finite(there.name, part, where=where(source, there.name))
-            values.append(part.view(1, -1) if sample and self.granularity == "row"
-                          else _shaped(part, there, self.granularity))  # fmt: skip
+            values.append(part.view(1, -1) if thin and by == "row" else _shaped(part, there, by))
         base_at = self._base_at(info.name)
         base = None if base_at is None else values.pop(base_at)
         return Piece(info.name, info.role, info.shape, info.depth, start, base, tuple(values), self._which(info.name))
@@ -257,7 +268,7 @@ def check_shapes(inputs: Inputs, method: str) -> None:
     """LuthierError for an output made in stretches from tensors of another shape than its own."""
     for name, info in inputs.tensors.items():
         for source, there in inputs.made_from(name):
-            if inputs.granularity in ("element", "row") and there.shape != info.shape:
+            if inputs.granularity != "tensor" and there.shape != info.shape and not inputs.united(info):
                 what = f"has the shape {list(there.shape)}, {name!r} is to have {list(info.shape)}"
                 do = f"{method} needs granularity tensor or group to change shapes"
                 raise LuthierError(what, where=where(source, there.name), do=do)
@@ -277,7 +288,7 @@ def _there(source: Source, name: str) -> TensorInfo:
 
 def _entries(info: TensorInfo, granularity: str) -> int:
     """Entries of a piece."""
-    if granularity == "element":
+    if granularity in ("element", "group"):
         return CHUNK
     whole = granularity == "tensor" or len(info.shape) < 2
     return max(1, info.numel if whole else ROWS * list(info.shape)[-1])
@@ -285,4 +296,4 @@ def _entries(info: TensorInfo, granularity: str) -> int:
 
 def _shaped(part: Tensor, info: TensorInfo, granularity: str) -> Tensor:
     shape = (-1, *info.shape[-1:]) if granularity == "row" else info.shape
-    return part if granularity == "element" else part.view(shape)
+    return part if granularity in ("element", "group") else part.view(shape)

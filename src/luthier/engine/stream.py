@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.checkpoint.adapter import Adapter, beneath, check_factors, put_names
+from luthier.checkpoint.adapter import Adapter, beneath, check_factors, factorwise, put_names
 from luthier.checkpoint.alike import doubts
 from luthier.checkpoint.card import put_card
 from luthier.checkpoint.header import CODES
@@ -30,10 +30,12 @@ from luthier.engine.pieces import BATCH, CHUNK, Inputs, Memory, Source, check_gr
 from luthier.engine.process import one_thread_each
 from luthier.engine.slices import sliced
 from luthier.engine.spec import MEMORY
+from luthier.engine.taking import seconds
 from luthier.errors import LuthierError
 from luthier.flows import Group, Piece
 from luthier.kit.compiled import worth
 from luthier.kit.context import Context
+from luthier.kit.deltas import scaled
 from luthier.kit.select import RANKED, ROOM
 from luthier.shapes import Transform
 
@@ -42,9 +44,6 @@ __all__ = ["Plan", "plan_transform", "put_transform", "run_transform", "transfor
 HELD, FLOOR = 20, 250 << 20
 """Bytes of an entry of one model that a thread has in hand: as it was read, in fp32, and what a method makes of it and
 leaves to whoever asked; bytes of Python and torch."""
-NS, CUBIC = 6.0, 0.25
-"""Rough ns of an entry of one model on one core, all passes together, and of one of the rows times columns times the
-lesser of both of `Transform.cubic`: for the plan only."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,8 @@ def plan_transform(
     inputs = _prepare(method, spoken.base, spoken.experts, torch.device("cpu"), memory, threads, layout, roles or {})
     written = _written(_reference(base, experts), inputs, dtype)
     read = sum(info.nbytes for s in _sources(base, experts) for info in s.tensors.values())
-    held = FLOOR + inputs.threads * inputs.held * HELD
-    matrices = sum(i.numel * min(i.shape[-2:]) for i in inputs.tensors.values() if len(i.shape) > 1)
-    ns = inputs.count * (len(experts) + 1) * NS + matrices * method.cubic(len(experts)) * CUBIC
-    return Plan(written, read, sum(i.nbytes for i in written), held, ns / 1e9, (*spoken.notes, *inputs.notes))
+    held, took = FLOOR + inputs.threads * inputs.held * HELD, seconds(method, inputs, len(experts))
+    return Plan(written, read, sum(i.nbytes for i in written), held, took, (*spoken.notes, *inputs.notes))
 
 
 def run_transform(
@@ -186,9 +183,8 @@ def _transformed(method: Transform, given: Piece | Group, ctx: Context) -> Itera
             what = "gave nothing for" if name in pieces else "gave more than it was shown:"
             raise LuthierError(f"{what} tensor {name!r}", where=method.id)
     for name, piece in pieces.items():
-        shape = piece.shape
-        if method.granularity in ("element", "row"):
-            shape = piece.seen
+        whole = method.granularity == "tensor" or (isinstance(given, Group) and given.unit)
+        shape = piece.shape if whole else piece.seen
         if results[name].shape != shape:
             what = f"gave the shape {list(results[name].shape)} for {list(shape)}"
             raise LuthierError(what, where=f"{method.id}: tensor {name!r}")
@@ -244,12 +240,13 @@ def _prepare(
     inputs = Inputs(base, tuple(experts), floats, method.granularity, method.unit, config, device, threads, batch, room,
                     roles=roles or {})  # fmt: skip
     inputs = method.plan(sliced(inputs, layout.slices, method) if layout.slices else inputs)
+    scaled(method, inputs)
     for expert in experts if not inputs.reads else ():
         _check_alike(reference, expert)
     check_shapes(inputs, method.id)
     threads = max(1, min(threads, memory // (HELD * max(1, inputs.held))))
     doubtful = dict.fromkeys(note for expert in experts for note in doubts(reference, expert))
-    return replace(inputs, threads=threads, notes=(*inputs.notes, *doubtful))
+    return replace(inputs, threads=threads, notes=(*inputs.notes, *doubtful, *factorwise(experts, method.experts_are)))
 
 
 def _check_alike(reference: Source, expert: Source) -> None:

@@ -58,7 +58,9 @@ def each(schedules: Sequence[Any] | None, default: Any, piece: Any, count: int) 
     which = getattr(piece, "which", None)
     if schedules and which is not None:
         schedules = [schedules[i] for i in which]
-    return [at(s, piece.name, piece.depth) for s in (schedules or [default] * count)]
+    if not schedules:
+        return [at(default, piece.name, piece.depth)] * count if count else []
+    return [at(schedule, piece.name, piece.depth) for schedule in schedules]
 
 
 def one_each(field: str, schedules: Sequence[Any] | None, inputs: Any) -> None:
@@ -77,6 +79,11 @@ def one_each(field: str, schedules: Sequence[Any] | None, inputs: Any) -> None:
             each(schedules, None, tensor, len(schedules))
         except LuthierError as fault:
             raise fault.at(field) from None
+
+
+def scaled(method: Any, inputs: Any) -> None:
+    """`one_each`, of a method's `scale`, which multiplies what it adds to each tensor."""
+    one_each("scale", [getattr(method, "scale", 1.0)] * len(inputs.experts), inputs)
 
 
 def shares(field: str, schedules: Sequence[Any] | None, inputs: Any) -> None:

@@ -231,6 +231,15 @@ def _weighed(base, experts, found, low, high, factors, start, end, changes, tota
 
 
 @_compiled
+def magnitudes(base, experts, out):
+    """out[number] = of each entry of an expert's change its magnitude."""
+    for number in range(experts.size):
+        bits = carray(_place(experts[number]), base.shape, np.uint16)
+        for i in range(base.size):
+            out[number, i] = abs(_wide(bits[i]) - _wide(base[i]))
+
+
+@_compiled
 def votes(base, experts, found, low, high, factors):
     """How many weighted sums are above 0, less those below."""
     changes, total = np.empty((experts.size, _BLOCK), np.float32), np.empty(_BLOCK, np.float32)

@@ -20,7 +20,7 @@ from luthier.flows import Piece
 from luthier.kit.compiled import address, kernels
 from luthier.kit.deltas import add, changes
 from luthier.kit.mass import LANES, mass_, total
-from luthier.kit.select import keep_, keep_between_, trim
+from luthier.kit.select import FEW, keep_, keep_between_, largest_in, trim
 from luthier.kit.vote import alike, fuse_, majority
 
 
@@ -34,6 +34,21 @@ class Sieve(NamedTuple):
     low: Sequence[float | Tensor] | None = None
     high: Sequence[float | Tensor] | None = None
     found: Sequence[np.ndarray | None] | None = None
+
+
+def least(piece: Piece, keep: Sequence[int]) -> list[float]:
+    """The smallest magnitude of each expert's `keep` largest changes, of a piece that shows all of its tensor."""
+    compiled = _compiled(piece, Sieve())
+    if not compiled or math.prod(piece.seen) >= FEW:
+        return largest_in([change_N.abs_() for change_N in changes(piece)], keep)
+    _, base, experts = piece.stored or ((), np.empty(0), ())
+    made = np.empty((len(experts), base.size), dtype=np.float32)
+    compiled.magnitudes(base, np.array([address(bits) for bits in experts]), made)
+    found = {0: [math.inf] * len(experts)}
+    for k in set(keep) - {0}:
+        made.view(np.int32).partition(base.size - k, axis=1)  # ordered like the floats
+        found[k] = made[:, base.size - k].tolist()
+    return [found[k][number] for number, k in enumerate(keep)]
 
 
 def sifted(piece: Piece, sieve: Sieve) -> list[Tensor]:

@@ -27,13 +27,14 @@ from torch import Tensor, nn
 from luthier.checkpoint.roles import live_places
 from luthier.checkpoint.totals import Totals
 from luthier.errors import LuthierError
-from luthier.fields import Count, Positive, Range, Schedule
+from luthier.fields import Count, Range, Schedule
 from luthier.flows import Ctx, Data, Piece, Subject
 from luthier.kit.calibrate import drawn, each_gradient, sampled
-from luthier.kit.deltas import each, shares
+from luthier.kit.deltas import each, one_each, shares
 from luthier.kit.encode import Row, pad_id
 from luthier.kit.likelihood import on_device
 from luthier.kit.logits import labelled
+from luthier.kit.schedule import at
 from luthier.shapes import Reduces, Transform
 
 
@@ -55,7 +56,7 @@ class Fisher(Transform):
     """what the likelihood is of: words drawn from the model (the Fisher), or the data's own (the empirical one)"""
     batch: Count = 1
     """examples whose gradients are added before they are squared; above 1 (released peers) it is no Fisher"""
-    floor: Positive = 1e-6
+    floor: Annotated[Schedule, Range(0.0, above=True)] = 1e-6
     """least weight of an entry, before anything is normalised"""
     balance: bool = True
     """divide each expert's weights by their Euclidean length over the whole model"""
@@ -79,6 +80,7 @@ class Fisher(Transform):
 
     def plan(self, inputs: Any) -> Any:
         shares("weights", self.weights, inputs)
+        one_each("floor", [self.floor] * len(inputs.experts), inputs)
         return inputs
 
     def survey(self, inputs: Any, ctx: Ctx) -> list[Measured]:
@@ -107,8 +109,10 @@ class Fisher(Transform):
             with each_gradient(model, take):
                 for batch in ctx.progress(batches, what=f"{subject.name} on {source.name}"):
                     self._nll(model, batch, pad_id(tokenizer), ctx).backward()
-        below = sums.below(self.floor * len(rows)) / max(inputs.count, 1)
-        ctx.emit("log", text=f"{subject.name}: {below:.0%} of its Fisher lies below the floor of {self.floor:g}")
+        floors = {name: at(self.floor, name, inputs.tensors[name].depth) * len(rows) for name in sums.tensors}
+        of = f" of {self.floor:g}" if isinstance(self.floor, float) else ""
+        below = sums.below(floors) / max(inputs.count, 1)
+        ctx.emit("log", text=f"{subject.name}: {below:.0%} of its Fisher lies below the floor{of}")
         length = sums.norm() / len(rows)
         return Measured(sums, 1 / len(rows), 1 / length if self.balance and length else 1.0)
 
@@ -134,5 +138,6 @@ class Fisher(Transform):
         """An expert's weights for a piece; where nothing was measured, equal ones."""
         if piece.name not in measured.sums.tensors:
             return torch.ones_like(like_N)
+        floor = at(self.floor, piece.name, piece.depth)
         sums_N = measured.sums.read_flat(piece.name, piece.start, like_N.numel()).to(like_N.device)
-        return sums_N.mul_(measured.share).clamp_(min=self.floor).mul_(measured.factor)
+        return sums_N.mul_(measured.share).clamp_(min=floor).mul_(measured.factor)

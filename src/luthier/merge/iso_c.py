@@ -35,7 +35,11 @@ class IsoC(Transform):
 
     granularity = "tensor"
     partial = True
-    reduces_to = Reduces({"scale": 0.0}, "base")
+    reduces_to = (
+        Reduces({"scale": 0.0}, "base"),
+        Reduces({}, "identity", given={"experts": 1, "rank": 1}, tolerance=1e-5),
+        Reduces({"common": 0.0}, "identity", given={"experts": 1, "rank": 1}, tolerance=1e-5),
+    )
     departures = (
         "danielm1405/iso-merging d34010a, tanganke/fusion_bench b29d045: `iso_c` gives the mean singular value also to "
         "directions in which nothing moved, in the arbitrary pairs an SVD has for the value zero; merges of adapters "
@@ -44,7 +48,7 @@ class IsoC(Transform):
     )
 
     def cubic(self, experts: int) -> float:
-        return 1.0
+        return 1.0 if self.common == 1.0 else 1.0 + experts
 
     def transform(self, tensors: Piece, ctx: Ctx) -> Tensor:
         moved = changes(tensors)

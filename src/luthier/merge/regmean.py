@@ -75,6 +75,9 @@ class RegMean(Transform):
     def passes(self, experts: int) -> float:
         return 1.0
 
+    def cubic(self, experts: int) -> float:
+        return 0.35 * (experts + 1)
+
     def plan(self, inputs: Any) -> Any:
         shares("weights", self.weights, inputs)
         return inputs

@@ -30,10 +30,10 @@ from torch import Tensor, nn
 
 from luthier.checkpoint.roles import live_places
 from luthier.checkpoint.totals import Totals
-from luthier.fields import Count, Positive, Range, Schedule
+from luthier.fields import Count, Range, Schedule
 from luthier.flows import Ctx, Piece
 from luthier.kit.calibrate import drawn, each_gradient
-from luthier.kit.deltas import add, changes
+from luthier.kit.deltas import add, changes, one_each
 from luthier.kit.encode import Row, pad_id
 from luthier.kit.likelihood import on_device
 from luthier.kit.logits import labelled
@@ -56,7 +56,7 @@ class Sens(Transform):
     """weigh experts by how far their outputs lie from the others'"""
     transfer: Literal["distance", "closeness"] = "distance"
     """what weighs more across tasks: to be far from the others, or near"""
-    temperature: Positive = 1.0
+    temperature: Annotated[Schedule, Range(0.0, above=True)] = 1.0
     """of the softmax; a large one makes all coefficients equal"""
     scale: Schedule = 1.0
     """factor of the weighed sum of changes: a number, a list by depth, or {glob: either}"""
@@ -69,6 +69,10 @@ class Sens(Transform):
 
     def passes(self, experts: int) -> float:
         return 3.0 * self.within + experts * self.across
+
+    def plan(self, inputs: Any) -> Any:
+        one_each("temperature", [self.temperature] * len(inputs.experts), inputs)
+        return inputs
 
     def survey(self, inputs: Any, ctx: Ctx) -> dict[str, list[float]]:
         """Coefficients by tensor name, one an expert."""
@@ -87,7 +91,8 @@ class Sens(Transform):
                 distances[i] = sum(self._distance(model, pad_id(tokenizer), rows, own, ctx) for rows, own in others)
         share = self._share(distances)
         weighed = {g: [s[g] * t for s, t in zip(within, share, strict=True)] for g in set(groups.values())}
-        return {name: _softmax([v / self.temperature for v in weighed[group]]) for name, group in groups.items()}
+        hot = {name: at(self.temperature, name, info.depth) for name, info in inputs.tensors.items()}
+        return {name: _softmax([v / hot[name] for v in weighed[group]]) for name, group in groups.items()}
 
     def _share(self, distances: list[float]) -> list[float]:
         """What each expert counts across tasks; all together 1."""

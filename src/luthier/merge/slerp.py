@@ -15,12 +15,12 @@ N: entries of a stretch.  E: the base and the expert.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from luthier.fields import Range, Schedule
+from luthier.fields import Schedule, Unit
 from luthier.flows import Ctx, Piece
 from luthier.kit.angles import along_arc, cosines, grams
 from luthier.kit.deltas import one_each
@@ -34,7 +34,7 @@ STRAIGHT = 1 - 1e-12
 class Slerp(Transform):
     t: Schedule = 0.5
     """where on the arc, from 0, the base, to 1, the expert: a number, a list by depth, or {glob: either}"""
-    threshold: Annotated[float, Range(0.0, 1.0)] = 0.9995
+    threshold: Unit = 0.9995
     """cosine above which, in magnitude, a tensor is interpolated linearly; 1 keeps to the arc"""
 
     takes = 1
@@ -46,6 +46,7 @@ class Slerp(Transform):
 
     def plan(self, inputs: Any) -> Any:
         one_each("t", (self.t,), inputs)
+        one_each("threshold", (self.threshold,), inputs)
         return inputs
 
     def survey(self, inputs: Any, ctx: Ctx) -> dict[str, tuple[float, float]]:
@@ -54,8 +55,8 @@ class Slerp(Transform):
         factors, straight = {}, 0
         for name, gram_EE in found.items():
             cosine = float(cosines(gram_EE)[0, 1])
-            t = at(self.t, name, inputs.tensors[name].depth)
-            line = abs(cosine) > min(self.threshold, STRAIGHT)
+            t, threshold = (at(field, name, inputs.tensors[name].depth) for field in (self.t, self.threshold))
+            line = abs(cosine) > min(threshold, STRAIGHT)
             factors[name] = (1 - t, t) if line else along_arc(cosine, t)
             straight += line
         ctx.emit("log", text=f"{self.id}: {straight} of {len(found)} tensors are interpolated linearly, not on an arc")

@@ -15,6 +15,7 @@ N: entries of a stretch.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from torch import Tensor
@@ -24,8 +25,8 @@ from luthier.fields import Schedule, Unit
 from luthier.flows import Ctx, Piece
 from luthier.kit.deltas import changes, each, one_each
 from luthier.kit.schedule import at
-from luthier.kit.select import kept, largest, largest_in
-from luthier.kit.sieve import Sieve, fused, votes
+from luthier.kit.select import kept, largest
+from luthier.kit.sieve import Sieve, fused, least, votes
 from luthier.kit.vote import tied
 from luthier.shapes import Reduces, Transform
 
@@ -99,8 +100,7 @@ class Ties(Transform):
         """What survives; of a tensor that was not surveyed the piece shows all."""
         low = cuts.get(piece.name)
         if low is None:
-            magnitudes = [change_N.abs_() for change_N in changes(piece)]
-            low = largest_in(magnitudes, self._keep(piece, piece.count, magnitudes[0].numel()))
+            low = least(piece, self._keep(piece, piece.count, math.prod(piece.shape)))
         return Sieve(low=low)
 
     def _weights(self, piece: Piece) -> list[float]:

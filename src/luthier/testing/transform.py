@@ -48,14 +48,26 @@ def count(method: Any) -> int:
 def outcome(method: Any, given: Mapping[str, Any]) -> Weights:
     """The merged tiny model, or adapter.
 
-    given: {"experts": how many}, by default as many as it takes, or three; {"adapters": True}: they are adapters.
+    given: {"experts": how many}, by default as many as it takes, or three; {"adapters": True}: they are adapters;
+    {"rank": N}: of each matrix they change no more than that.
     """
     return _given(method, *_inputs(method, given))
 
 
 def _inputs(method: Any, given: Mapping[str, Any]) -> tuple[Weights, list[Weights]]:
     are = "adapters" if given.get("adapters") else method.experts_are
-    return inputs(given.get("experts", count(method)), _stage(method), are)
+    base, experts = inputs(given.get("experts", count(method)), _stage(method), are)
+    return base, [_of_rank(base, expert, given["rank"]) for expert in experts] if "rank" in given else experts
+
+
+def _of_rank(base: Weights, expert: Weights, rank: int) -> Weights:
+    """The expert with the strongest directions of its change alone; only its matrices differ from the base."""
+    made = dict(base)
+    for name, matrix in base.items():
+        if matrix.dim() == 2 and matrix.is_floating_point():
+            u_MR, sigma_R, v_RN = torch.linalg.svd((expert[name] - matrix).double(), full_matrices=False)
+            made[name] = (matrix + (u_MR[:, :rank] * sigma_R[:rank]) @ v_RN[:rank]).to(matrix)
+    return made
 
 
 PEERS: dict[str, Any] = {
