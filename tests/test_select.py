@@ -16,10 +16,10 @@ from luthier.kit.select import kept, largest, trim
 def stream_of(members, stretch, sampled=1):
     """Equal-length magnitudes in stretches; with `sample` every `sampled`-th."""
 
-    def stream(sample):
+    def stream(sample, see):
         for start in range(0, len(members[0]), stretch):
             if not sample or (start // stretch) % sampled == 0:
-                yield [m[start : start + stretch].clone() for m in members]
+                yield see([m[start : start + stretch].clone() for m in members])
 
     return stream
 
@@ -30,9 +30,9 @@ class Counted:
     def __init__(self, stream):
         self.stream, self.passes = stream, 0
 
-    def __call__(self, sample):
+    def __call__(self, sample, see):
         self.passes += not sample
-        return self.stream(sample)
+        return self.stream(sample, see)
 
 
 def slow(values, keep):
@@ -93,10 +93,10 @@ def test_small_tensors_do_not_widen_the_bracket(monkeypatch):
     values, norms = many(1, 1 << 18).view(64, -1), torch.full((64, 16), 9.0)
     whole = torch.cat([values, norms], 1)
 
-    def stream(sample):
+    def stream(sample, see):
         for row in range(0, 64, 4 if sample else 1):
-            yield [values[row].clone()]
-            yield [norms[row].clone()]
+            yield see([values[row].clone()])
+            yield see([norms[row].clone()])
 
     counted = Counted(stream)
     assert largest(counted, [50_000], whole.numel()) == [slow(whole.flatten(), 50_000)]

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -390,14 +392,28 @@ def test_the_plan_knows_what_is_cubic():
 
 
 def test_whole_tensors_in_hand_at_once_are_bounded():
-    """Fewer threads rather than more memory; one tensor that is larger than that is still one."""
-    tensors = {"a": torch.zeros(1 << 20)}
+    """Few at once rather than more memory; one tensor larger than that comes alone, small ones beside others."""
+    tensors = {"large": torch.zeros(1 << 20), **{f"small {n}": torch.zeros(1 << 17) for n in range(16)}}
     held = [Memory(tensors)] * 2
     whole = (1 << 20) * 2 * stream.HELD
-    for several, threads in ((4, 4), (3, 3), (2.9, 2), (1, 1), (0.01, 1)):
+    for several in (4, 1, 0.5, 0.25, 0.01):
         memory = int(several * whole * 4 / 3) + 16  # a quarter is for order statistics
         inputs = stream._prepare(Looks(by="tensor"), held[0], held[1:], torch.device("cpu"), memory, 4)
-        assert (inputs.granularity, inputs.threads) == ("tensor", threads)
+        lock, now, seen = threading.Lock(), [], []
+
+        def look(piece, lock=lock, now=now, seen=seen):
+            with lock:
+                now.append(piece.base.numel() * 2)
+                seen.append((sum(now), len(now)))
+            time.sleep(0.005)
+            with lock:
+                now.remove(piece.base.numel() * 2)
+            return piece.name
+
+        assert list(inputs.each(look)) == list(tensors) and inputs.held == 1 << 21
+        assert all(held <= inputs.most or count == 1 for held, count in seen)
+        most = min(4, max(1, int(inputs.most) >> 18))
+        assert (1 < max(count for _, count in seen) <= most) if most > 1 else seen == [(held, 1) for held, _ in seen]
 
 
 MERGE = """

@@ -21,11 +21,11 @@ FLAT = st.integers(1, 60).flatmap(lambda n: fp32(n, signed=False))
 def stream_of(members, cuts):
     """Equal-length magnitudes, cut anywhere; a sample is every second stretch."""
 
-    def stream(sample):
+    def stream(sample, see):
         edges = [0, *cuts, len(members[0])]
         for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False)):
             if not sample or i % 2 == 0:
-                yield [m[a:b].clone() for m in members]
+                yield see([m[a:b].clone() for m in members])
 
     return stream
 

@@ -52,6 +52,7 @@ class Inputs:
     roles: the step's inputs that are no models.  notes: what a reader of the output should know, one line each;
     a `plan` adds its own, and they stand in the model card and the report.  same: outputs that are the one tensor
     they are made from, unchanged; in memory nothing is computed for them.  room: for `kit.select.largest`.
+    most: entries of all models that all threads together may hold, if it is not one stretch that is more.
     """
 
     base: Source | None
@@ -68,6 +69,7 @@ class Inputs:
     roles: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     same: frozenset[str] = frozenset()
+    most: float = math.inf
     _made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -78,8 +80,7 @@ class Inputs:
     @property
     def held(self) -> int:
         """Entries a thread holds at once, of all models together, at most."""
-        return max((sum(self._spans(i)[1] * len(self.made_from(i.name)) for i in infos) for infos in self._shown()),
-                   default=0)  # fmt: skip
+        return max(map(self._weight, self._shown()), default=0)
 
     @property
     def steps(self) -> int:
@@ -143,7 +144,8 @@ class Inputs:
 
     def each(self, work: Callable[[Any], T], sample: bool = False) -> Iterator[T]:
         """work(piece) for every piece, in the canonical order, computed by several threads."""
-        for results in in_order(partial(self._work, work), self._stretches(sample), self.threads):
+        weigh = lambda stretch: self._weight(stretch.infos)  # noqa: E731
+        for results in in_order(partial(self._work, work), self._stretches(sample), self.threads, weigh, self.most):
             yield from results
 
     def _work(self, work: Callable[[Any], T], stretch: Stretch) -> list[T]:
@@ -181,16 +183,15 @@ class Inputs:
         piece = max(1, count) if whole else _entries(info, self.granularity)
         return piece, min(count, max(1, self.batch // piece) * piece), count
 
+    def _weight(self, infos: tuple[TensorInfo, ...]) -> int:
+        return sum(self._spans(i)[1] * len(self.made_from(i.name)) for i in infos)
+
     def _shown(self) -> Iterator[tuple[TensorInfo, ...]]:
         """What is shown together: a unit's tensors by name, where its first one lies; any other tensor alone."""
-        if self.granularity != "group":
-            yield from ((info,) for info in self.tensors.values())
-            return
         found: dict[Any, list[TensorInfo]] = {}
-        for info in self.tensors.values():
-            found.setdefault(info.layer if self.united(info) else info.name, []).append(info)
-        for infos in found.values():
-            yield tuple(sorted(infos, key=lambda i: i.name))
+        for name, info in self.tensors.items():
+            found.setdefault(info.layer if self.united(info) else name, []).append(info)
+        yield from (tuple(sorted(infos, key=lambda i: i.name)) for infos in found.values())
 
     def united(self, info: TensorInfo) -> bool:
         """Whether it is shown whole, with the other tensors of its unit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import signal
 import sys
@@ -57,15 +58,28 @@ def one_thread_each() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def in_order(work: Callable[[Any], T], items: Iterable[Any], threads: int) -> Iterator[T]:
-    """work(item) in order, by several threads which run only a little ahead."""
+def in_order(
+    work: Callable[[Any], T], items: Iterable[Any], threads: int, weigh: Callable[[Any], int] = lambda item: 1,
+    most: float = math.inf,
+) -> Iterator[T]:  # fmt: skip
+    """work(item) in order, by several threads which run only a little ahead.
+
+    weigh, most: items are started as long as those that are under way, or not yet taken, weigh no more together; one
+    that weighs more comes alone.
+    """
     if threads == 1:
         yield from map(work, items)
         return
     items = iter(items)
     with ThreadPoolExecutor(threads) as pool:
-        ahead: deque[Future[T]] = deque(pool.submit(work, item) for item in islice(items, threads + 1))
-        while ahead:
-            done = ahead.popleft().result()
-            ahead.extend(pool.submit(work, item) for item in islice(items, 1))
+        ahead: deque[tuple[Future[T], int]] = deque()
+        held, waiting = 0, list(islice(items, 1))
+        while waiting or ahead:
+            while waiting and len(ahead) <= threads and (not ahead or held + weigh(waiting[0]) <= most):
+                ahead.append((pool.submit(work, waiting[0]), weigh(waiting[0])))
+                held, waiting = held + ahead[-1][1], list(islice(items, 1))
+            future, weight = ahead.popleft()
+            done = future.result()
+            del future
             yield done
+            held -= weight

@@ -75,8 +75,9 @@ def plan_transform(
     inputs = _prepare(method, spoken.base, spoken.experts, torch.device("cpu"), memory, threads, layout, roles or {})
     written = _written(_reference(base, experts), inputs, dtype)
     read = sum(info.nbytes for s in _sources(base, experts) for info in s.tensors.values())
-    held, took = FLOOR + inputs.threads * inputs.held * HELD, seconds(method, inputs, len(experts))
-    return Plan(written, read, sum(i.nbytes for i in written), held, took, (*spoken.notes, *inputs.notes))
+    held = max(inputs.held, min(inputs.threads * inputs.held, inputs.most)) * HELD + FLOOR
+    notes, took = (*spoken.notes, *inputs.notes), seconds(method, inputs, len(experts))
+    return Plan(written, read, sum(i.nbytes for i in written), int(held), took, notes)
 
 
 def run_transform(
@@ -244,9 +245,9 @@ def _prepare(
     for expert in experts if not inputs.reads else ():
         _check_alike(reference, expert)
     check_shapes(inputs, method.id)
-    threads = max(1, min(threads, memory // (HELD * max(1, inputs.held))))
     doubtful = dict.fromkeys(note for expert in experts for note in doubts(reference, expert))
-    return replace(inputs, threads=threads, notes=(*inputs.notes, *doubtful, *factorwise(experts, method.experts_are)))
+    notes = (*inputs.notes, *doubtful, *factorwise(experts, method.experts_are))
+    return replace(inputs, most=memory // HELD, notes=notes)
 
 
 def _check_alike(reference: Source, expert: Source) -> None:

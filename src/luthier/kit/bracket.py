@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+Split = tuple[int, int, int, Tensor]
 INFINITE = 0x7F800000
 """The bits of infinity."""
 
@@ -31,9 +32,13 @@ class Bracket:
         self._shift = max(0, (self._last - self._first).bit_length() - (bins.bit_length() - 1))
         self._counts: np.ndarray | None = None
 
-    def add(self, magnitude_N: Tensor) -> None:
-        """Take in a stretch of the stream."""
-        above, from_high, from_low, inside = split(magnitude_N, self.low, self.high, self.ends)
+    def look(self, magnitude_N: Tensor) -> Split:
+        """What a stretch of the stream holds; changes nothing, so that threads may look at several at once."""
+        return split(magnitude_N, self.low, self.high, self.ends)
+
+    def take(self, seen: Split) -> None:
+        """Take in what was seen of a stretch."""
+        above, from_high, from_low, inside = seen
         self.above += above
         self.from_high += from_high
         self.from_low += from_low
@@ -44,7 +49,7 @@ class Bracket:
             self._bin(inside)
             return
         if self._inside is None:  # one block: thousands of small ones would scatter over the heap
-            self._inside = magnitude_N.new_empty(self.room)
+            self._inside = inside.new_empty(self.room)
         self._inside[self.held : self.held + inside.numel()] = inside
         self.held += inside.numel()
 
@@ -100,7 +105,7 @@ def _value(bits: int) -> float:
     return float(np.int32(min(bits, INFINITE)).view(np.float32))
 
 
-def split(magnitude_N: Tensor, low: float, high: float, ends: bool = False) -> tuple[int, int, int, Tensor]:
+def split(magnitude_N: Tensor, low: float, high: float, ends: bool = False) -> Split:
     """How many are > high, >= high, >= low, and those strictly between; with `ends`, on the CPU, how many are > high
     twice, >= low, and those between, both ends included."""
     if magnitude_N.device.type == "cpu":  # numpy compares and compresses some ten times faster than torch

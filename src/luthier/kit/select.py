@@ -8,7 +8,9 @@ bracket and keeps or bins what lies inside. Should the answer lie elsewhere, the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +32,10 @@ SPREAD, SURE, LUMP = 0.12, 4.0, 0.01
 """Half the bracket's width at the median for a sample of one stretch, in shares of the stream, at least; the same in
 standard errors of what the stretches say. Ends that are more of the stream than this are counted, not kept."""
 
-Stream = Callable[[bool], Iterable[Sequence[Tensor]]]
-"""stream(sample) yields flat fp32 magnitudes, one tensor a member, as often as asked; with `sample` set
-only a share of them, at the stream's choice."""
+See = Callable[[Sequence[Tensor]], Any]
+Stream = Callable[[bool, See], Iterable[Any]]
+"""stream(sample, see) yields see(flat fp32 magnitudes, one tensor a member), as often as asked, and may have several
+threads see at once; with `sample` set only a share of them, at the stream's choice."""
 
 
 def kept(density: float, count: int) -> int:
@@ -123,15 +126,15 @@ def largest(stream: Stream, keep: Sequence[int], count: int, room: int = ROOM) -
     share = max(1, room // max(1, len(keep)))
     if count <= min(SMALL, share):
         return _gathered(stream, keep, count)
-    samples = list(zip(*([m_N[::THIN].clone() for m_N in stretch] for stretch in stream(True)), strict=True))
+    samples = list(zip(*stream(True, lambda stretch: [m_N[::THIN].clone() for m_N in stretch]), strict=True))
     limits = min(KEPT, share), 1 << min(BINS, max(2, share)).bit_length() - 1
     open_ = {n: _guess(samples[n], k, count, limits, lumps=True) for n, k in enumerate(keep)}
     found: dict[int, float] = {}
     lumps = {n for n, bracket in open_.items() if bracket.low == bracket.high}
     while open_:
-        for stretch in stream(False):
-            for n, bracket in open_.items():
-                bracket.add(stretch[n])
+        for seen in stream(False, partial(_looked, open_)):
+            for bracket, part in zip(open_.values(), seen, strict=True):
+                bracket.take(part)
         missed: dict[int, Bracket] = {}
         for n, bracket in open_.items():
             if (answer := bracket.answer()) is not None:
@@ -145,12 +148,16 @@ def largest(stream: Stream, keep: Sequence[int], count: int, room: int = ROOM) -
     return [found[n] for n in range(len(keep))]
 
 
+def _looked(brackets: Mapping[int, Bracket], stretch: Sequence[Tensor]) -> list[Any]:
+    return [bracket.look(stretch[n]) for n, bracket in brackets.items()]
+
+
 def _gathered(stream: Stream, keep: Sequence[int], count: int) -> list[float]:
     """The same with all magnitudes in memory; members that are one tensor share theirs."""
     first: list[int] = []  # for each member, the first that is the same tensor
     whole: dict[int, Tensor] = {}
     at = 0
-    for stretch in stream(False):
+    for stretch in stream(False, lambda stretch: stretch):
         if not whole:
             first = [next(n for n, other in enumerate(stretch) if other is m_N) for m_N in stretch]
             whole = {n: stretch[n].new_empty(count) for n in first}
@@ -194,7 +201,7 @@ def _bracketed(magnitudes: Tensor, rank: int) -> float | None:
     middle, high = float(values[min(place, bits.size - 1)]), float(values[last]) if last < bits.size else math.inf
     for least, most in ((middle, middle), (low, high)):  # the first is many of one value, or misses and is cheap
         bracket = Bracket(rank, least, most, count, 2)
-        bracket.add(magnitudes)
+        bracket.take(bracket.look(magnitudes))
         if (found := bracket.answer()) is not None:
             return found
     return None

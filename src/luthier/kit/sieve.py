@@ -3,7 +3,7 @@
 With compiled kernels a block of entries goes through all steps within the first cache and no change is ever
 written out; otherwise torch takes the steps one by one. Both give the same bytes.
 
-N: entries of a stretch.
+E: experts.  N: entries of a stretch.
 """
 
 from __future__ import annotations
@@ -36,19 +36,31 @@ class Sieve(NamedTuple):
     found: Sequence[np.ndarray | None] | None = None
 
 
+def magnitudes(piece: Piece) -> list[Tensor]:
+    """Every expert's change without its sign, flat; tensors of their own."""
+    if (compiled := kernels()) and piece.stored:
+        return list(torch.from_numpy(_magnitudes(compiled, piece)))
+    return [change_N.abs_().flatten() for change_N in changes(piece)]
+
+
 def least(piece: Piece, keep: Sequence[int]) -> list[float]:
     """The smallest magnitude of each expert's `keep` largest changes, of a piece that shows all of its tensor."""
-    compiled = _compiled(piece, Sieve())
-    if not compiled or math.prod(piece.seen) >= FEW:
-        return largest_in([change_N.abs_() for change_N in changes(piece)], keep)
-    _, base, experts = piece.stored or ((), np.empty(0), ())
-    made = np.empty((len(experts), base.size), dtype=np.float32)
-    compiled.magnitudes(base, np.array([address(bits) for bits in experts]), made)
-    found = {0: [math.inf] * len(experts)}
+    if not (compiled := kernels()) or not piece.stored or math.prod(piece.seen) >= FEW:
+        return largest_in(magnitudes(piece), keep)
+    made_EN = _magnitudes(compiled, piece)
+    found = {0: [math.inf] * len(made_EN)}
     for k in set(keep) - {0}:
-        made.view(np.int32).partition(base.size - k, axis=1)  # ordered like the floats
-        found[k] = made[:, base.size - k].tolist()
+        made_EN.view(np.int32).partition(made_EN.shape[1] - k, axis=1)  # ordered like the floats
+        found[k] = made_EN[:, made_EN.shape[1] - k].tolist()
     return [found[k][number] for number, k in enumerate(keep)]
+
+
+def _magnitudes(compiled: Any, piece: Piece) -> np.ndarray:
+    assert piece.stored is not None
+    _, base, experts = piece.stored
+    made_EN = np.empty((len(experts), base.size), dtype=np.float32)
+    compiled.magnitudes(base, np.array([address(bits) for bits in experts]), made_EN)
+    return made_EN
 
 
 def sifted(piece: Piece, sieve: Sieve) -> list[Tensor]:

@@ -20,7 +20,7 @@ from luthier.flows import Ctx, Piece
 from luthier.kit.deltas import changes, each, one_each
 from luthier.kit.schedule import at
 from luthier.kit.select import largest, largest_in, row_band
-from luthier.kit.sieve import Sieve, fused, votes
+from luthier.kit.sieve import Sieve, fused, magnitudes, votes
 from luthier.kit.vote import divisible, tied
 from luthier.shapes import Reduces, Transform
 
@@ -88,7 +88,9 @@ class Breadcrumbs(Transform):
     def _cuts(self, inputs: Any, tensor: Any) -> Band:
         """Of one tensor, (the smallest magnitude that stays, the largest) of every expert."""
         every = [rank for pair in self._ranks(tensor, len(inputs.experts), inputs.count) for rank in pair]
-        found = largest(lambda sample: inputs.each(_twice, sample=sample), every, inputs.count, inputs.room)
+        found = largest(
+            lambda sample, see: inputs.each(lambda p: see(_twice(p)), sample), every, inputs.count, inputs.room
+        )
         return list(zip(found[1::2], found[::2], strict=True))
 
     def _band(self, piece: Piece, cuts: dict[str, Band]) -> Sieve:
@@ -96,9 +98,9 @@ class Breadcrumbs(Transform):
         if piece.name in cuts:
             band = cuts[piece.name]
         elif self.scope == "tensor":  # the piece shows all of it
-            magnitudes = _twice(piece)
-            ranks = self._ranks(piece, piece.count, magnitudes[0].numel())
-            found = largest_in(magnitudes, [rank for pair in ranks for rank in pair])
+            twice = _twice(piece)
+            ranks = self._ranks(piece, piece.count, twice[0].numel())
+            found = largest_in(twice, [rank for pair in ranks for rank in pair])
             band = list(zip(found[1::2], found[::2], strict=True))
         else:
             ranks = self._ranks(piece, piece.count, piece.seen[-1])
@@ -117,4 +119,4 @@ class Breadcrumbs(Transform):
 
 def _twice(piece: Piece) -> list[Tensor]:
     """Every expert's magnitudes, flat, once for either end of the band."""
-    return [m_N for change_N in changes(piece) for m_N in [change_N.abs_().flatten()] * 2]
+    return [m_N for magnitude_N in magnitudes(piece) for m_N in [magnitude_N] * 2]

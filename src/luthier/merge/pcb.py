@@ -27,7 +27,8 @@ from luthier.fields import Range, Schedule, Share
 from luthier.flows import Ctx, Piece
 from luthier.kit.deltas import add, changes, each, one_each
 from luthier.kit.schedule import at
-from luthier.kit.select import largest
+from luthier.kit.select import See, largest
+from luthier.kit.sieve import magnitudes
 from luthier.shapes import Reduces, Transform
 
 NOBODY = 1e-12
@@ -73,8 +74,8 @@ class Pcb(Transform):
         count, experts = inputs.count, len(inputs.experts)
         low, high = int(count * self.clamp), int(count * (1 - self.clamp) - 1)  # places in ascending order
 
-        def stream(sample: bool) -> Iterator[list[Tensor]]:
-            return inputs.each(lambda piece: 2 * [c_N.abs_() for c_N in changes(piece)], sample=sample)
+        def stream(sample: bool, see: See) -> Iterator[Any]:
+            return inputs.each(lambda piece: see(2 * magnitudes(piece)), sample=sample)
 
         found = largest(stream, [count - low] * experts + [count - high] * experts, count, inputs.room)
         return list(zip(found[:experts], found[experts:], strict=True))
@@ -85,14 +86,14 @@ class Pcb(Transform):
         below = int(count * (1 - self.ratio))
         tops = [-torch.inf] * experts
 
-        def side(piece: Piece, sign: int) -> tuple[list[Tensor], list[float]]:
+        def side(piece: Piece, sign: int, see: See) -> tuple[Any, list[float]]:
             claims = self._claims(changes(piece), tails)
-            return [(sign * c_N).clamp_(min=0).abs_() for c_N in claims], [float(c_N.max()) for c_N in claims]
+            return see([(sign * c_N).clamp_(min=0).abs_() for c_N in claims]), [float(c_N.max()) for c_N in claims]
 
-        def stream(sample: bool, sign: int) -> Iterator[list[Tensor]]:
-            for parts, seen in inputs.each(functools.partial(side, sign=sign), sample=sample):
-                tops[:] = map(max, tops, seen)
-                yield parts
+        def stream(sample: bool, see: See, sign: int) -> Iterator[Any]:
+            for seen, most in inputs.each(functools.partial(side, sign=sign, see=see), sample=sample):
+                tops[:] = map(max, tops, most)
+                yield seen
 
         cuts = largest(functools.partial(stream, sign=1), [count - below] * experts, count, inputs.room)
         if 0 in cuts:  # there it is not above zero: found from the other side

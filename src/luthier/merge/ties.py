@@ -23,10 +23,10 @@ from torch import Tensor
 from luthier.errors import LuthierError
 from luthier.fields import Schedule, Unit
 from luthier.flows import Ctx, Piece
-from luthier.kit.deltas import changes, each, one_each
+from luthier.kit.deltas import each, one_each
 from luthier.kit.schedule import at
 from luthier.kit.select import kept, largest
-from luthier.kit.sieve import Sieve, fused, least, votes
+from luthier.kit.sieve import Sieve, fused, least, magnitudes, votes
 from luthier.kit.vote import tied
 from luthier.shapes import Reduces, Transform
 
@@ -88,7 +88,7 @@ class Ties(Transform):
         """The smallest magnitude that survives, one an expert, over all of `inputs`."""
         keep = self._keep(tensor, len(inputs.experts), inputs.count)
         return largest(
-            lambda sample: inputs.each(lambda piece: [c_N.abs_() for c_N in changes(piece)], sample=sample),
+            lambda sample, see: inputs.each(lambda piece: see(magnitudes(piece)), sample=sample),
             keep, inputs.count, inputs.room,
         )  # fmt: skip
 
