@@ -70,6 +70,7 @@ def test_a_sum_of_adapters_by_hand(folders, tmp_path):
     assert Delta.open(out).changes["model.layers.1.self_attn.q_proj.weight"].scale == 2
     card = (out / "README.md").read_text()
     assert "AutoPeftModelForCausalLM" in card and "merge.task_arithmetic" in card
+    assert "A with A and B with B, not their products" in card
     assert AutoPeftModelForCausalLM.from_pretrained(out) is not None
 
 
@@ -129,6 +130,12 @@ def test_in_a_recipe(folders, tmp_path, capsys, use):
     assert main(["merge", str(recipe), str(tmp_path / "out")]) == 2
     said = "is an adapter, and" if use == "linear" else "lacks 'base'"
     assert said in capsys.readouterr().err
+
+
+def test_with_a_base_products_are_merged_and_the_card_says_nothing(folders, tmp_path):
+    tiny.checkpoint(tmp_path / "whole", shard="20KB")
+    out = TaskArithmetic().apply(base=tmp_path / "whole", experts=folders).save(tmp_path / "made")
+    assert "A with A" not in (out / "README.md").read_text()
 
 
 def test_with_a_base_the_same_adapters_give_a_model(folders, tmp_path):
@@ -196,6 +203,7 @@ def test_a_method_that_merges_adapters_puts_them_onto_a_base(tmp_path):
     assert sum(not torch.equal(mine[n], before[n]) for n in mine) == 9, "two matrices of two layers, and five norms"
     assert merged.plan().write_bytes == sum(t.nbytes for t in mine.values())
     assert json.loads((whole / "config.json").read_text()) == json.loads((tmp_path / "base/config.json").read_text())
+    assert "A with A" not in (alone / "README.md").read_text()  # its own way with factors is in its name
     half = Copa().apply(base=tmp_path / "base", experts=folders, dtype="bf16")
     assert half.plan().write_bytes * 2 == merged.plan().write_bytes
     half = half.save(tmp_path / "half")

@@ -12,13 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from luthier.catalogue import load
 from luthier.checkpoint.reader import Checkpoint
-from luthier.engine.held import Stored
+from luthier.engine.held import Memory, Stored
 from luthier.engine.stream import run_transform
 from luthier.errors import LuthierError
 from luthier.flows import Piece
 from luthier.kit import compiled
 from luthier.kit.context import Context
 from luthier.kit.noise import ALL, below
+from luthier.kit.sieve import least, magnitudes
 
 FORMS = [
     ("merge.linear", {}), ("merge.linear", {"weights": (0.3, 0.5, -0.1), "normalize": False}),
@@ -38,7 +39,7 @@ FORMS = [
 
 KERNELS = {
     "philox", "below", "finite", "difference", "accumulate", "shifted", "weigh", "thin", "agree", "elected", "masses",
-    "votes", "voted", "added",
+    "votes", "voted", "added", "magnitudes",
 }  # fmt: skip
 
 
@@ -146,6 +147,26 @@ def test_the_largest_finite_value_is_finite(monkeypatch):
 
     most = torch.tensor([torch.finfo(torch.bfloat16).max, -torch.finfo(torch.bfloat16).max], dtype=torch.bfloat16)
     assert kernels.finite(compiled.flat(most))
+
+
+@pytest.mark.parametrize("keep", [[5, 5, 5], [5, 0, 63], [1, 64, 2], [0, 0, 0]])
+def test_least_magnitudes_are_those_of_a_sort(keep, monkeypatch):
+    values = torch.randn(4, 64, generator=torch.Generator().manual_seed(2)).bfloat16()
+    values[:, ::3] = values[0, ::3]  # where nobody moved
+    info = Memory({"w": values[0]}).tensors["w"]
+    whole = values.float()
+    wanted = [
+        math.inf if k == 0 else float((whole[n + 1] - whole[0]).abs().sort(descending=True).values[k - 1])
+        for n, k in enumerate(keep)
+    ]
+    plain = Piece("w", "other", (64,), None, 0, whole[0], tuple(whole[1:]))
+    assert least(plain, keep) == wanted
+    monkeypatch.setattr(compiled, "LEAST", 0)
+    with compiled.worth(0, 0, torch.device("cpu")):
+        stored = Stored(info, False, 0, [compiled.flat(v) for v in values], 0, None)
+        assert least(stored, keep) == wanted
+        pairs = zip(magnitudes(stored), magnitudes(plain), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_without_numba_torch_does_it(folders, tmp_path, monkeypatch, used):

@@ -199,6 +199,26 @@ def test_groups_are_whole_units_in_one_order():
     assert [(u, layer, len(ns)) for u, layer, ns in shown["layer"]] == [("", None, 1), ("layer", 1, 4), ("layer", 0, 4)]
 
 
+def test_what_lies_outside_units_comes_in_stretches():
+    """A large embedding is never held whole beside a lock of small layers, and the memory asked for says so."""
+    embedding, up = "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight"
+    tensors = {n: torch.randn(shape) for n, shape in ((embedding, (3000, 50)), (up, (6, 4)), ("lm_head.weight", (0,)))}
+    inputs = stream._prepare(Swaps(), Memory(tensors), [Memory(tensors)], torch.device("cpu"), 1 << 30, 1)
+    inputs = dataclasses.replace(inputs, batch=CHUNK)
+    assert inputs.held == 2 * CHUNK and inputs.steps == 4
+    parts = [next(iter(group.pieces.values())) for group in inputs.pieces() if not group.unit]
+    assert [(part.start, part.base.numel()) for part in parts] == [(0, CHUNK), (CHUNK, CHUNK), (2 * CHUNK, 18928)]
+    assert torch.equal(torch.cat([part.base for part in parts]), tensors[embedding].flatten())
+    made = transform_tensors(Swaps(), tensors, [tensors], Context())
+    assert torch.equal(made[embedding], tensors[embedding]) and torch.equal(made[up], tensors[up].flip(0))
+
+
+def test_a_scale_that_misses_a_tensor_is_refused_before_anything_is_read(folders):
+    base, experts = opened(folders)
+    with pytest.raises(LuthierError, match="^scale: no pattern matches '"):
+        plan_transform(Ties(scale={"*.mlp.*": 0.5}), base, experts)
+
+
 def test_groups_stream_like_they_do_in_memory(folders, tmp_path):
     base, experts = opened(folders)
     weights = [load_file(f / "model.safetensors") for f in folders]

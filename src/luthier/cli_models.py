@@ -20,6 +20,7 @@ def options_merge(parser: argparse.ArgumentParser) -> None:
 
 
 def do_merge(args: argparse.Namespace) -> None:
+    from luthier.cli_run import quiet
     from luthier.engine import runner
     from luthier.recipe_inputs import Inputs
 
@@ -33,6 +34,8 @@ def do_merge(args: argparse.Namespace) -> None:
         what = f"holds {len(recipe.steps)} steps, and merge does one" if len(recipe.steps) > 1 else "holds no merge"
         raise LuthierError(what, where=recipe.marked.name, do=f"run it whole: luthier run {args.config}")
     step = merges[0]
+    if step.names("data"):  # models are run, by a library with bars of its own
+        quiet()
     with bar(step.use) as watch:
         inputs = Inputs(recipe, None, watch)
         inputs.open()
@@ -283,12 +286,11 @@ def bar(what: str) -> Any:
     @contextmanager
     def drawn() -> Any:
         console = Console(stderr=True)
-        drawing = console.is_terminal
-        with Progress(console=console, transient=True, disable=not drawing) as bars:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
             task = bars.add_task(what, total=None)
 
             def watch(event: Mapping[str, Any]) -> None:
-                if event["kind"] == "progress" and drawing:
+                if event["kind"] == "progress" and not bars.disable:
                     bars.update(task, completed=event["done"], total=event["total"], description=event["what"] or what)
                 elif event["kind"] == "log":
                     console.print(str(event["text"]), markup=False, highlight=False, soft_wrap=True)

@@ -28,6 +28,8 @@ from luthier.shapes import Measure
 CHARS_PER_TOKEN = 3.5
 START_SECONDS, OPEN_SECONDS = 3.0, 1.2
 """loading a model into torch and writing it, and a merge's start, which loads none"""
+LIBRARIES = 300 << 20
+"""bytes that torch and transformers take"""
 
 
 def plan(recipe: Recipe, inputs: Any) -> Plan:
@@ -162,7 +164,7 @@ class _Planning:
         items = [min(most or len(self.inputs.data[n].train), len(self.inputs.data[n].train)) for n in names]
         tokens = [count * self._length(n, length) for count, n in zip(items, names, strict=True)]
         flops = 2.0 * size.params * statistics.fmean(tokens) * method.passes(experts) * experts
-        return flops, int(4 * size.params * method.kept * experts), 4 * size.params
+        return flops, int(4 * size.params * method.kept * experts), 8 * size.params + LIBRARIES
 
     def _study(self, step: Step) -> dict[str, Any]:
         size = self._size_of_role(step, "base")

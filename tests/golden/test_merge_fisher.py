@@ -81,6 +81,17 @@ def test_floor_is_of_the_mean_over_examples():
         assert made[1, 0].item() == pytest.approx((f_a * 1.0 + weight * 0.2) / (f_a + weight), rel=1e-5)
 
 
+def test_the_floor_may_vary_by_name():
+    """There is one tensor here, which the last pattern that fits decides; what is above the floor does not count it."""
+    data = texts("ab", "ab", "ba", "aa")
+    for floor in (1e-6, 0.3):
+        method = Fisher(labels="gold", balance=False)
+        by_name, alone = method.replace(floor={"*": 1e-9, "r*": floor}), method.replace(floor=floor)
+        assert torch.equal(tables(by_name, [A, B], data), tables(alone, [A, B], data))
+    with pytest.raises(LuthierError, match="floor: no pattern matches 'rows'"):
+        tables(Fisher(floor={"x": 1.0}), [A, B], data)
+
+
 def test_a_batch_adds_before_it_squares():
     """Here "ab" and "aa" pull row a in opposite ways: at even odds the gradients cancel, their squares do not."""
     method = Fisher(labels="gold", balance=False, floor=1e-9)

@@ -77,6 +77,15 @@ def test_within_a_task_by_hand():
     assert y == pytest.approx(0.5 * 2 * shares[0] * 3)
 
 
+def test_the_temperature_may_vary_by_name():
+    numbers = [(1.0, 3.0), (2.0, 0.5), (4.0, 1.0)]
+    hot, cold = (merged(Sens(temperature=t), numbers) for t in (2.0, 0.1))
+    assert merged(Sens(temperature={"x": 2.0, "y": 0.1}), numbers) == (hot[0], cold[1])
+    assert hot[0] != cold[0] and hot[1] != cold[1]
+    with pytest.raises(LuthierError, match="temperature: no pattern matches 'y'"):
+        merged(Sens(temperature={"x": 2.0}), numbers)
+
+
 class Read(Scaled):
     """Logits are multiplied by 1 after an a and by 2 after a b."""
 

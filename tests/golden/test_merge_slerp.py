@@ -93,6 +93,16 @@ def test_threshold_is_of_the_cosine_in_magnitude(cosine):
     assert same == (abs(cosine) > 0.9)
 
 
+def test_the_threshold_may_vary_by_name():
+    base, expert = torch.tensor([1.0, 0.0]), torch.tensor([0.8, 0.6])
+    method = Slerp(threshold={"arc": 0.9, "line": 0.7})
+    made = transform_tensors(method, dict.fromkeys(("arc", "line"), base), [dict.fromkeys(("arc", "line"), expert)],
+                             Context())  # fmt: skip
+    for name, alone in (("arc", Slerp(threshold=0.9)), ("line", Slerp(threshold=0.7))):
+        assert made[name].tolist() == merged(alone, base.tolist(), expert.tolist())
+    assert made["arc"].tolist() != made["line"].tolist()
+
+
 def test_a_cosine_at_the_threshold_is_not_above_it():
     assert merged(Slerp(threshold=0.0), [1.0, 0.0], [0.0, 1.0]) == pytest.approx([math.sqrt(0.5)] * 2)
 
@@ -173,6 +183,8 @@ def test_sums_do_not_depend_on_torchs_threads():
 def test_what_cannot_be():
     with pytest.raises(LuthierError, match="t: no pattern matches 'w'"):
         merged(Slerp(t={"x": 0.5}), BASE, BASE)
+    with pytest.raises(LuthierError, match="threshold: no pattern matches 'w'"):
+        merged(Slerp(threshold={"x": 0.5}), BASE, BASE)
     with pytest.raises(LuthierError, match="takes 1 expert, and 2 are given"):
         transform_tensors(Slerp(), {"w": torch.ones(2)}, [{"w": torch.ones(2)}] * 2, Context())
     with pytest.raises(LuthierError, match="up to 1"):
