@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from luthier.checkpoint.expert import open_expert
 from luthier.checkpoint.reader import Checkpoint
-from luthier.engine import stream
+from luthier.engine import stream, taking
 from luthier.engine.pieces import CHUNK, Inputs, Memory
 from luthier.engine.stream import plan_transform, run_transform, transform_tensors
 from luthier.errors import LuthierError
@@ -230,7 +230,7 @@ def test_groups_stream_like_they_do_in_memory(folders, tmp_path):
     largest = max(sum(i.numel for i in base.tensors.values() if i.layer == n) for n in (0, 1))
     alone = max(i.numel for i in base.tensors.values())
     plan = plan_transform(Swaps(), base, experts, threads=1)
-    assert plan.memory_bytes == stream.FLOOR + max(largest, alone) * stream.HELD * 3
+    assert plan.memory_bytes == taking.FLOOR + max(largest, alone) * taking.HELD * 3
 
 
 def renamed(names, layers):
@@ -395,7 +395,7 @@ def test_memory_does_not_grow_with_experts():
             held = [Memory(tensors)] * experts
             inputs = stream._prepare(Looks(), held[0], held, torch.device("cpu"), 64 << 20, threads)
             assert inputs.batch % CHUNK == 0 and CHUNK <= inputs.batch <= stream.BATCH
-            assert inputs.threads * inputs.batch * stream.HELD * (experts + 1) <= 64 << 20
+            assert inputs.threads * inputs.batch * taking.HELD * (experts + 1) <= 64 << 20
     assert stream._prepare(Looks(), held[0], held, torch.device("cpu"), 1, 1).batch == CHUNK
 
 
@@ -415,7 +415,7 @@ def test_whole_tensors_in_hand_at_once_are_bounded():
     """Few at once rather than more memory; one tensor larger than that comes alone, small ones beside others."""
     tensors = {"large": torch.zeros(1 << 20), **{f"small {n}": torch.zeros(1 << 17) for n in range(16)}}
     held = [Memory(tensors)] * 2
-    whole = (1 << 20) * 2 * stream.HELD
+    whole = (1 << 20) * 2 * taking.HELD
     for several in (4, 1, 0.5, 0.25, 0.01):
         memory = int(several * whole * 4 / 3) + 16  # a quarter is for order statistics
         inputs = stream._prepare(Looks(by="tensor"), held[0], held[1:], torch.device("cpu"), memory, 4)

@@ -30,7 +30,7 @@ from luthier.engine.pieces import BATCH, CHUNK, Inputs, Memory, Source, check_gr
 from luthier.engine.process import one_thread_each
 from luthier.engine.slices import sliced
 from luthier.engine.spec import MEMORY
-from luthier.engine.taking import seconds
+from luthier.engine.taking import HELD, peak, seconds
 from luthier.errors import LuthierError
 from luthier.flows import Group, Piece
 from luthier.kit.compiled import worth
@@ -40,10 +40,6 @@ from luthier.kit.select import RANKED, ROOM
 from luthier.shapes import Transform
 
 __all__ = ["Plan", "plan_transform", "put_transform", "run_transform", "transform_tensors"]
-
-HELD, FLOOR = 20, 250 << 20
-"""Bytes of an entry of one model that a thread has in hand: as it was read, in fp32, and what a method makes of it and
-leaves to whoever asked; bytes of Python and torch."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +71,8 @@ def plan_transform(
     inputs = _prepare(method, spoken.base, spoken.experts, torch.device("cpu"), memory, threads, layout, roles or {})
     written = _written(_reference(base, experts), inputs, dtype)
     read = sum(info.nbytes for s in _sources(base, experts) for info in s.tensors.values())
-    held = max(inputs.held, min(inputs.threads * inputs.held, inputs.most)) * HELD + FLOOR
-    notes, took = (*spoken.notes, *inputs.notes), seconds(method, inputs, len(experts))
-    return Plan(written, read, sum(i.nbytes for i in written), int(held), took, notes)
+    notes, size = (*spoken.notes, *inputs.notes), sum(info.nbytes for info in written)
+    return Plan(written, read, size, peak(method, inputs), seconds(method, inputs), notes)
 
 
 def run_transform(

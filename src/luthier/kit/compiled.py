@@ -19,11 +19,16 @@ LEAST, MANY = 1 << 29, 1 << 13
 _loaded: list[Any] = []
 
 
+def many(entries: int, tensors: int, device: torch.device) -> bool:
+    """Whether a merge of that many would load them."""
+    return (entries >= LEAST or tensors >= MANY) and device.type == "cpu"
+
+
 @contextmanager
 def worth(entries: int, tensors: int, device: torch.device) -> Iterator[None]:
     """Kernels within the block, if there are that many entries or tensors on a CPU and Numba is there."""
     before = _loaded[:]
-    if (entries >= LEAST or tensors >= MANY) and device.type == "cpu":
+    if many(entries, tensors, device):
         with suppress(ImportError):  # none installed, or one that does not fit this numpy
             _loaded[:] = [importlib.import_module("luthier.kit.kernels")]
     try:
