@@ -90,7 +90,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     for size in args.sizes:
         models = build(args.work, size)
-        found = measure(commands(args, size, models), args.runs, out)
+        found = measure(commands(args, size, models), args.runs, out, models)
         save(rows(size, args.only, found, models), args.mergekit)
     shutil.rmtree(out)
 
@@ -138,12 +138,17 @@ def recipe(form: str, models: list[Path]) -> dict:
     return {"luthier": 1, "steps": {"merged": {"use": use, "base": base, "experts": experts, "set": fields}}}
 
 
-def measure(commands: dict[str, list[str]], runs: int, out: Path) -> dict[str, dict[str, float]]:
-    """Every command `runs` times, in turn, after one that is not counted, in which Python compiles its modules."""
+def measure(commands: dict[str, list[str]], runs: int, out: Path, models: list[Path]) -> dict[str, dict[str, float]]:
+    """Every command `runs` times, in turn, after one that is not counted, in which Python compiles its modules.
+
+    The inputs are read before each, so that all find them in the page cache: a merge that takes as much memory as
+    mergekit's of 1.5B leaves little of it to the next one.
+    """
     run(commands[next(iter(commands))])
     found: dict[str, list] = {name: [] for name in commands}
     for turn in range(runs):
         for name, command in commands.items():
+            subprocess.run(["cat", *(str(model / "model.safetensors") for model in models)], stdout=subprocess.DEVNULL)
             found[name].append(run(command))
             print(f"run {turn + 1}: {name}: {found[name][-1]}", file=sys.stderr, flush=True)
             for made in out.iterdir():

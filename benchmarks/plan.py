@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for models and merges")
     parser.add_argument("--size", default="135M")
     parser.add_argument("--only", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--replan", action="store_true", help="ask for plans alone; what merges took stays")
     args = parser.parse_args()
     models = build(args.work, args.size)
     (args.work / "key").write_text("a key of the benchmark, which protects nothing\n")
@@ -50,7 +51,8 @@ def main() -> None:
             recipe = args.work / "plan.yaml"
             recipe.write_text(json.dumps(written(method, models, threads, args.work / "key")))  # is YAML
             row = {"models": args.size, "what": method, "threads": threads}
-            rows.append(row | planned(recipe) | taken(recipe, args.work / "planned"))
+            before = next((r for r in earlier() if all(r[k] == v for k, v in row.items())), {}) if args.replan else {}
+            rows.append(row | before | planned(recipe) | ({} if before else taken(recipe, args.work / "planned")))
             print(rows[-1], file=sys.stderr, flush=True)
     save(rows)
 
@@ -102,10 +104,13 @@ def taken(recipe: Path, out: Path) -> dict:
     return {"s": round(wall, 1), "cpu_s": round(usage.ru_utime + usage.ru_stime, 1), "mib": usage.ru_maxrss >> 10}
 
 
+def earlier() -> list[dict]:
+    return json.loads(RESULTS.read_text())["rows"] if RESULTS.is_file() else []
+
+
 def save(rows: list[dict]) -> None:
     new = {(row["models"], row["what"], row["threads"]) for row in rows}
-    before = json.loads(RESULTS.read_text())["rows"] if RESULTS.is_file() else []
-    rows = [row for row in before if (row["models"], row["what"], row["threads"]) not in new] + rows
+    rows = [row for row in earlier() if (row["models"], row["what"], row["threads"]) not in new] + rows
     about = {
         "benchmark": "plan", "command": "python benchmarks/plan.py --work ...",
         "date": datetime.date.today().isoformat(),
