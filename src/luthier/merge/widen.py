@@ -16,6 +16,7 @@ R: rows.  C: columns.  E: experts.  K: columns, tokens or entries that have a we
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
@@ -58,8 +59,8 @@ class Widen(Transform):
         found = {}
         for name, parts in groupby(inputs.each(_seen), key=lambda part: part[0]):
             info = inputs.tensors[name]
-            seen = (part for _, part in parts)  # added one by one: of a large matrix there are thousands
-            whole = torch.cat(tuple(seen)) if _by_row(info) else functools.reduce(torch.add, seen)
+            seen = (part for _, part in parts)  # taken one by one: of a large matrix there are thousands
+            whole = _beside(seen, info.shape[0]) if _by_row(info) else functools.reduce(torch.add, seen)
             found[name] = self._weights(whole, info)
         return found
 
@@ -98,6 +99,16 @@ def _seen(piece: Piece) -> tuple[str, Tensor]:
         return piece.name, torch.stack([c.abs().flatten() for c in changes(piece)]).double().cpu()
     models_RC = [piece.base, *piece.experts]
     return piece.name, gram(models_RC if _by_row(piece) else [m_RC.mT for m_RC in models_RC]).cpu()
+
+
+def _beside(parts: Iterator[Tensor], rows: int) -> Tensor:
+    """All parts, (rows, S, S), in one block: thousands of small ones that stay would scatter over the heap."""
+    made, at = torch.empty(0), 0
+    for part in parts:
+        made = made if at else part.new_empty(rows, *part.shape[1:])
+        made[at : at + len(part)] = part
+        at += len(part)
+    return made
 
 
 def _ranks(moved_EK: Tensor) -> Tensor:
