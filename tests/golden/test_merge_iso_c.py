@@ -195,3 +195,9 @@ def test_released_code_fills_low_ranks_with_noise():
     np.testing.assert_allclose(merged(IsoC(), [low, low]), 2 * low, atol=1e-5)
     np.testing.assert_allclose(merged(IsoC(common=0.5), [low, low]), 2 * low, atol=1e-5)
     assert not np.any(merged(IsoC(), [np.zeros((4, 5))] * 2))
+
+
+@pytest.mark.parametrize(("common", "cost"), [(1.0, 1.0), (0.8, 4.0), ({"*": 0.8}, 4.0)])
+def test_what_a_plan_counts(common, cost):
+    """Iso-C decomposes one matrix, the sum; Iso-CTS each of three experts' rest as well."""
+    assert IsoC(common=common).cubic(3) == cost

@@ -50,7 +50,7 @@ def test_weights_by_depth_and_name():
 
 
 def test_weights_that_cancel():
-    with pytest.raises(LuthierError, match="sum to 0 at w"):
+    with pytest.raises(LuthierError, match="^weights: they sum to 0 at w"):
         merged(Linear(weights=[1.0, -2.0, 1.0]))
     made = merged(Linear(weights=[1.0, -2.0, 1.0], normalize=False))
     assert made == pytest.approx([(a - 2 * b + c) / 64 for a, b, c in zip(*MOVED, strict=True)])

@@ -259,3 +259,8 @@ def test_nothing_is_kept_for_a_next_word():
 def test_a_layer_that_one_expert_never_calls_is_averaged(order):
     models = [Layer([[1.0]], [[2.0]]), Idle([[1.0]], [[6.0]])][::order]
     assert merged(RegMean(ridge=0.0), models, ["aaaa", "aa"])["l.weight"].item() == 4.0
+
+
+def test_what_a_plan_counts():
+    """The system of all experts is solved once, what stands on its right is computed for each."""
+    assert [RegMean().cubic(experts) for experts in (1, 3)] == pytest.approx([0.7, 1.4])

@@ -183,3 +183,8 @@ def test_rounding_is_not_a_direction():
     exact = np.array(merged(Tsv(), changes))
     rounded = np.array(merged(Tsv(), changes, base=base))
     assert np.abs(exact - rounded).max() < 1e-5 < np.abs(exact).max() / 1e3
+
+
+def test_what_a_plan_counts():
+    """In decompositions of one matrix, as `benchmarks/plan.py` measures them: more with each expert."""
+    assert [Tsv().cubic(experts) for experts in (1, 3, 8)] == [2.5, 3.5, 6.0]
