@@ -248,3 +248,13 @@ def test_one_number_an_expert(field):
     with pytest.raises(LuthierError, match=f"{field}: 2 numbers for 3 experts"):
         hand(Ties(**{field: [0.5, 0.5]}))
     hand(Ties(density=[0.5, 0.5], scope="tensor", **{field: [0.5, 0.5, 0.5]}))
+
+
+def test_a_threshold_of_a_tensor_that_comes_in_pieces():
+    """Of 70,000 entries the largest half lie in the first piece: a threshold a piece would keep half of either."""
+    size, half = 70_000, 35_000
+    change = torch.arange(size, 0, -1, dtype=torch.float32)
+    made = transform_tensors(Ties(density=0.5, scope="tensor"), {"w": torch.zeros(size)}, [{"w": change}], Context())[
+        "w"
+    ]
+    assert torch.equal(made, torch.where(torch.arange(size) < half, change, 0.0))

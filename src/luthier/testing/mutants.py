@@ -49,6 +49,9 @@ HARMLESS: dict[tuple[str, str, str], str] = {
         "which token stands in the padding, behind the mask, does not matter",
     ("eval.compare", 'weight = float(row["tokens"]) if row["metric"] in BY_TOKENS else 1.0', "1.0 -> 1.25"):
         "weights count by their ratios alone, and here all are equal",
+    ("merge.breadcrumbs", "ranks = self._ranks(piece, piece.count, twice[0].numel())", "0 -> 1"):
+        "every expert's change has as many entries",
+    ("merge.breadcrumbs", "ranks = self._ranks(piece, piece.count, piece.seen[-1])", "-1 -> 1"): _LAST,
     ("merge.copa", "scale_R = torch.where(held_R, whole_R / left_R, 0)", "0 -> 1"):
         "a scale is at least 1, so a lost row stays the lowest; its own is put to 0 two lines below",
     ("merge.dare", "rescales = [1 / density if density else 1.0 for density in self._densities(piece)]", "1.0 -> 1.25"):
@@ -77,6 +80,8 @@ HARMLESS: dict[tuple[str, str, str], str] = {
         "where the length is 0 so are all values that it divides",
     ("merge.sens", "float((self._logits(model, pad, item, row, ctx) - own.read(item)).norm(dim=-1).mean())",
      "-1 -> 1"): _LAST,
+    ("merge.widen", "made, at = torch.empty(0), 0", "0 -> 1"):
+        "what stands for no block yet is replaced by the first part",
     ("objective.masked_diffusion",
      "return weight_BT / asked_BT.sum(1, keepdim=True).clamp(min=1), int(asked_BT.any(1).sum())",
      "asked_BT.sum(1, keepdim=True).clamp(min=1) -> asked_BT.sum(1, keepdim=True)"):
