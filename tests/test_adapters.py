@@ -203,6 +203,8 @@ def test_a_method_that_merges_adapters_puts_them_onto_a_base(tmp_path):
     assert sum(not torch.equal(mine[n], before[n]) for n in mine) == 9, "two matrices of two layers, and five norms"
     assert merged.plan().write_bytes == sum(t.nbytes for t in mine.values())
     assert json.loads((whole / "config.json").read_text()) == json.loads((tmp_path / "base/config.json").read_text())
+    of_b = Copa(scale={"*lora_B*": 2.0}).apply(experts=folders).save(tmp_path / "of B alone")
+    assert all(torch.equal(t, factors(alone)[n]) for n, t in factors(of_b).items()), "its scale is B's"
     assert "A with A" not in (alone / "README.md").read_text()  # its own way with factors is in its name
     half = Copa().apply(base=tmp_path / "base", experts=folders, dtype="bf16")
     assert half.plan().write_bytes * 2 == merged.plan().write_bytes

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any, TypeVar
 
 import torch
@@ -70,14 +69,14 @@ def in_order(
     if threads == 1:
         yield from map(work, items)
         return
-    items = iter(items)
+    weighed = ((item, weigh(item)) for item in items)
     with ThreadPoolExecutor(threads) as pool:
         ahead: deque[tuple[Future[T], int]] = deque()
-        held, waiting = 0, list(islice(items, 1))
+        held, waiting = 0, next(weighed, None)
         while waiting or ahead:
-            while waiting and len(ahead) <= threads and (not ahead or held + weigh(waiting[0]) <= most):
-                ahead.append((pool.submit(work, waiting[0]), weigh(waiting[0])))
-                held, waiting = held + ahead[-1][1], list(islice(items, 1))
+            while waiting and len(ahead) <= threads and (not ahead or held + waiting[1] <= most):
+                ahead.append((pool.submit(work, waiting[0]), waiting[1]))
+                held, waiting = held + waiting[1], next(weighed, None)
             future, weight = ahead.popleft()
             done = future.result()
             del future

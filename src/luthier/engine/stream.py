@@ -178,8 +178,8 @@ def _transformed(method: Transform, given: Piece | Group, ctx: Context) -> Itera
         for name in pieces.keys() ^ results.keys():
             what = "gave nothing for" if name in pieces else "gave more than it was shown:"
             raise LuthierError(f"{what} tensor {name!r}", where=method.id)
+    whole = method.granularity == "tensor" or (isinstance(given, Group) and given.unit)
     for name, piece in pieces.items():
-        whole = method.granularity == "tensor" or (isinstance(given, Group) and given.unit)
         shape = piece.shape if whole else piece.seen
         if results[name].shape != shape:
             what = f"gave the shape {list(results[name].shape)} for {list(shape)}"
@@ -236,7 +236,8 @@ def _prepare(
     inputs = Inputs(base, tuple(experts), floats, method.granularity, method.unit, config, device, threads, batch, room,
                     roles=roles or {})  # fmt: skip
     inputs = method.plan(sliced(inputs, layout.slices, method) if layout.slices else inputs)
-    scaled(method, inputs)
+    if method.experts_are == "models":  # of adapters it may be one factor's alone
+        scaled(method, inputs)
     for expert in experts if not inputs.reads else ():
         _check_alike(reference, expert)
     check_shapes(inputs, method.id)

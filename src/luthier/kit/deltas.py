@@ -82,8 +82,13 @@ def one_each(field: str, schedules: Sequence[Any] | None, inputs: Any) -> None:
 
 
 def scaled(method: Any, inputs: Any) -> None:
-    """`one_each`, of a method's `scale`, which multiplies what it adds to each tensor."""
-    one_each("scale", [getattr(method, "scale", 1.0)] * len(inputs.experts), inputs)
+    """Refuse, before anything is read, a `scale` that misses a tensor: it multiplies what is added to each."""
+    scale = getattr(method, "scale", 1.0)
+    for tensor in inputs.tensors.values() if not isinstance(scale, float) else ():
+        try:
+            at(scale, tensor.name, tensor.depth)
+        except LuthierError as fault:
+            raise fault.at("scale") from None
 
 
 def shares(field: str, schedules: Sequence[Any] | None, inputs: Any) -> None:
