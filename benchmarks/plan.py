@@ -36,6 +36,13 @@ ONE, DATA = ("merge.interpolate", "merge.slerp", "protect.restore"), ("merge.fis
 SUMS = {"source": "gym:chain_sum", "split": {"by": "hash", "train": 64, "test": 8}}
 
 
+NOTES = [
+    "What Fisher, RegMean, Sens and Iso-CTS (common 0.8) took was measured before whole tensors went by twos, hours "
+    "earlier; their plans are of today's code.",
+    "Fisher's and Sens' scratch files count as memory where they are mapped.",
+]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for models and merges")
@@ -117,6 +124,7 @@ def save(rows: list[dict]) -> None:
         "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
         "versions": {n: version(n) for n in ("luthier", "torch", "numba")} | {"python": platform.python_version()},
         "goal": "the plan is done in seconds; what it says is within a factor of three of what it takes",
+        "notes": NOTES,
     }  # fmt: skip
     RESULTS.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
