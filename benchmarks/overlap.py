@@ -11,22 +11,18 @@ the cold merge did not wait for.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
-from merge import HERE, build
-from plan import written
+from merge import build
+from plan import keep, written
 
-RESULTS = HERE / "results" / "overlap.json"
 NOTES = [
     "The virtual disk gives 0.5 to 3 GB/s from one minute to the next, so that shares are rough: much of reading is "
     "hidden where it takes seconds (0.3 to 1.2), hardly any where the disk is as quick as memory (up to 0.1).",
@@ -63,15 +59,8 @@ def main() -> None:
             row = {"models": args.size, "gb": size, "what": method, "threads": threads}
             rows.append(row | taken | {"hidden": round(hidden, 2)})
             print(rows[-1], found, file=sys.stderr, flush=True)
-    about = {
-        "benchmark": "overlap", "command": "python benchmarks/overlap.py --work ...",
-        "date": datetime.date.today().isoformat(),
-        "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
-        "versions": {n: version(n) for n in ("luthier", "torch", "numba")} | {"python": platform.python_version()},
-        "goal": "reading, computing and writing overlap: a cold merge takes little more than the longer of them",
-        "notes": NOTES,
-    }  # fmt: skip
-    RESULTS.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    goal = "reading, computing and writing overlap: a cold merge takes little more than the longer of them"
+    keep("overlap", goal, NOTES, rows)
 
 
 def forget(files: list[Path]) -> None:

@@ -118,15 +118,19 @@ def earlier() -> list[dict]:
 def save(rows: list[dict]) -> None:
     new = {(row["models"], row["what"], row["threads"]) for row in rows}
     rows = [row for row in earlier() if (row["models"], row["what"], row["threads"]) not in new] + rows
+    keep("plan", "the plan is done in seconds; what it says is within a factor of three of what it takes", NOTES, rows)
+
+
+def keep(name: str, goal: str, notes: list[str], rows: list[dict]) -> None:
+    """Write a benchmark's results: its rows, and what they were measured with."""
     about = {
-        "benchmark": "plan", "command": "python benchmarks/plan.py --work ...",
+        "benchmark": name, "command": f"python benchmarks/{name}.py --work ...",
         "date": datetime.date.today().isoformat(),
         "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
         "versions": {n: version(n) for n in ("luthier", "torch", "numba")} | {"python": platform.python_version()},
-        "goal": "the plan is done in seconds; what it says is within a factor of three of what it takes",
-        "notes": NOTES,
+        "goal": goal, "notes": notes, "rows": rows,
     }  # fmt: skip
-    RESULTS.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    (HERE / "results" / f"{name}.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
 if __name__ == "__main__":
