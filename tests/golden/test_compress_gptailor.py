@@ -209,6 +209,9 @@ def test_designs_fit_the_fields():
         every = Gptailor(layers=count, pick="base")._designs(space, ctx)
         assert all((5 in d.values(), 0 in d.values()) == (count > 4, False) for d in every)
         assert len({frozenset(d.values()) for d in every}) == len(every)
+    drawn = [Gptailor()._ways(Space(5), Context(seed=seed, step="test"))[1][:3] for seed in range(60)]
+    assert {one[0] for one in drawn} == {1, 2, 3}  # of five layers all inner ones are near the middle
+    assert all(sorted(one) == [1, 2, 3] for one in drawn)
     assert Gptailor(layers=0)._designs(Space(1, (1,)), ctx) == [{"0.0": 0}, {"0.0": 1}]
 
 

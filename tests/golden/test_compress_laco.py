@@ -220,9 +220,27 @@ def test_a_sweep_ends_at_the_lowest_layer():
 
 
 def test_states_that_are_no_numbers_never_collapse(monkeypatch):
-    """A mean that is no number counts as the least cosine there is, -1: no threshold lets it pass."""
+    """A mean that is no number counts as the least cosine there is, -1: no threshold that can be set lets it pass."""
     import luthier.compress.laco as module
 
     monkeypatch.setattr(module, "_last", lambda model, row: torch.full((3,), math.nan, dtype=torch.float64))
     table = collapsed(Laco(layers=None, threshold=-1.0))[1]
     assert any(note == "collapsed into one: none" for note in table.notes)
+    forced, table = collapsed(Laco(layers=1, threshold=-1.0))  # but a count that is asked for is kept
+    assert len(forced) == LAYERS - 1 and threshold_of(table) == -1.0
+
+
+def test_one_layer_alone_does_not_collapse():
+    layers, table = collapsed(Laco(layers=None, threshold=-1.0, low=LAYERS - 1))
+    assert layers == [{i: 1.0} for i in range(LAYERS)]
+    assert "0 collapses compared" in table.notes
+
+
+@pytest.mark.parametrize(("low", "places"), [(0, 4), (1, 3), (3, 1)])
+def test_as_many_steps_are_told_as_there_are_places(low, places):
+    """Of six layers the sweep starts two below the last one."""
+    told = []
+    context = Context(step="contract", watch=told.append)
+    Laco(layers=None, merge_layers=2, low=low)._sweep(LAYERS, 1.0, lambda candidate: 0.5, context)
+    seen = [event for event in told if event["kind"] == "progress"]
+    assert {event["total"] for event in seen} == {places} and not Laco.proposes

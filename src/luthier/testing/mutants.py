@@ -26,8 +26,26 @@ from luthier.testing.faults import Mutant, plant
 
 GOAL = 0.95
 _LAST = "of the two dimensions the last is the second"
+_ALONE = "the coefficient of fewer than two experts is not looked at"
 _RATIOS = "where no weights are given all are equal, and they count by their ratios alone"
 HARMLESS: dict[tuple[str, str, str], str] = {
+    ("compress.drop", "BATCH = 8", "8 -> 9"): "how many items go through the model together changes no sum",
+    ("compress.drop", "count += len(states[0])", "0 -> 1"): "states of every layer are of the same tokens",
+    ("compress.drop", "return (1 - torch.cosine_similarity(x_ND.double(), y_ND.double(), dim=-1)).sum().cpu()",
+     "-1 -> 1"): _LAST,
+    ("compress.gptailor", 'h = proposal.share(f"{layer}.h") if len(taken) > 1 else 1.0', "1.0 -> 1.25"): _ALONE,
+    ("compress.gptailor", 'if sum(bits) == 1 or (sum(bits) > 1 and self.pick == "merge"):',
+     "sum(bits) > 1 -> sum(bits) >= 1"): "what it adds stands before the `or`",
+    ("compress.gptailor", "patterns += [(bits, h) for h in (COEFFICIENTS if sum(bits) > 1 else (1.0,))]",
+     "1.0 -> 1.25"): _ALONE,
+    ("compress.gptailor", "plain = [self._numbers(space, gone, (0,) * experts, 1.0) for gone in every.values()]",
+     "1.0 -> 1.25"): _ALONE,
+    ("compress.gptailor",
+     """taken.setdefault("merged", []).append(f"{layer} ({' + '.join(models)}, h {entry[terms[0]]:.2f})")""", "0 -> 1"):
+        "all experts of a layer have one coefficient",
+    ("compress.laco",
+     "return model.base_model(input_ids=ids_1T, use_cache=False).last_hidden_state.flatten().double().cpu()",
+     "False -> True"): "a cache that nothing reads",
     ("decode.masked_diffusion", "p_MV = logits_MV.softmax(-1)", "-1 -> 1"): _LAST,
     ("decode.masked_diffusion", "token_M = logits_MV.argmax(-1)", "-1 -> 1"): _LAST,
     ("decode.masked_diffusion",
@@ -59,10 +77,16 @@ HARMLESS: dict[tuple[str, str, str], str] = {
     ("merge.della", "factor_C = np.divide(1, share_C, out=np.zeros_like(share_C), where=share_C > 0)",
      "np.zeros_like(share_C) -> np.ones_like(share_C)"):
         "where the chance is 0 nothing is left that it could multiply",
+    ("merge.della", "count = max(1, len(self.densities or ()), len(self.epsilons or ()))", "1 -> 2"):
+        "where one number stands for all experts it is checked, once or twice",
     ("merge.fisher", "weights = each(self.weights, 1.0, tensors, len(tensors.experts))", "1.0 -> 1.25"): _RATIOS,
     ("merge.model_stock", "return torch.where(below.abs() < SINGULAR, 0.0, count * mean / below)",
      "below.abs() < SINGULAR -> below.abs() <= SINGULAR"):
         "a denominator is a float from angles, and none is 1e-6 to the last bit",
+    ("merge.pcb", "change_N.abs().clamp_(low, high).sub_(low).div_(high - low or 1.0)", "1.0 -> 1.25"):
+        "where both ends are equal all sizes are 0 before they are divided",
+    ("merge.pcb", "claim_N.sub_(cut).clamp_(min=0).div_(top - cut or 1.0)", "1.0 -> 1.25"):
+        "where the largest claim is the cut all claims are 0 before they are divided",
     ("merge.regmean", "x_NI = x.detach().reshape(-1, x.shape[-1]).float()", "x.detach() -> x"):
         "the whole look runs under no_grad, where nothing is recorded",
     ("merge.regmean", 'return Measured(grams, owners, 1.0 if self.per == "sum" else 1 / tokens)', "1.0 -> 1.25"):
@@ -80,8 +104,6 @@ HARMLESS: dict[tuple[str, str, str], str] = {
         "where the length is 0 so are all values that it divides",
     ("merge.sens", "float((self._logits(model, pad, item, row, ctx) - own.read(item)).norm(dim=-1).mean())",
      "-1 -> 1"): _LAST,
-    ("merge.widen", "made, at = torch.empty(0), 0", "0 -> 1"):
-        "what stands for no block yet is replaced by the first part",
     ("objective.masked_diffusion",
      "return weight_BT / asked_BT.sum(1, keepdim=True).clamp(min=1), int(asked_BT.any(1).sum())",
      "asked_BT.sum(1, keepdim=True).clamp(min=1) -> asked_BT.sum(1, keepdim=True)"):
@@ -99,8 +121,6 @@ HARMLESS: dict[tuple[str, str, str], str] = {
     ("protect.restore", "swap_F = (z_GF.imag.abs() - z_GF.real.abs()).sum(0) > 0",
      "(z_GF.imag.abs() - z_GF.real.abs()).sum(0) -> (z_GF.imag.abs() - z_GF.real.abs()).mean(0)"):
         "a mean is above 0 where the sum is",
-    ("protect.restore", "if turns < at.width:", "turns < at.width -> turns <= at.width"):
-        "where all entries turn the matrix of the rest has no rows",
     ("protect.restore", "inputs = base.shape[-1]", "-1 -> 1"):
         "of two dimensions the last is the second, and with three `free` is 0, so that the number cancels",
     ("protect.restore",
