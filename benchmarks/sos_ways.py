@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 from luthier import catalogue
 from luthier.flows import Certificate
 from luthier.kit import gram, lattice, moments, proof
+from luthier.kit.attempts import Settings, attempt
 from luthier.kit.cones import Program, cone
 from luthier.kit.context import Context
 from luthier.kit.planted import Planted
@@ -24,7 +26,7 @@ WAYS = ("neural", "consistency", "rules", "hidden", "sdsos", "dsos", "newton", "
 def ways() -> dict[str, Way]:
     """Ours, by name; those whose method is not in the catalogue are left out."""
     ctx: Any = Context()
-    settings = proof.Settings(largest=LARGEST)
+    settings = Settings(largest=LARGEST)
 
     def loaded(id_: str, **fields: Any) -> Way:
         method: Any = catalogue.load(id_, **fields)
@@ -46,7 +48,7 @@ def ways() -> dict[str, Way]:
     return {name: made[name] for name in WAYS if name in made}
 
 
-def reduced(p: Polynomial, settings: proof.Settings, ctx: Any) -> Certificate:
+def reduced(p: Polynomial, settings: Settings, ctx: Any) -> Certificate:
     """All that iterated diagonal consistency leaves, found without a hull or a box."""
     basis = lattice.possible(p)
     if basis is None:
@@ -54,14 +56,15 @@ def reduced(p: Polynomial, settings: proof.Settings, ctx: Any) -> Certificate:
     return proof.over(p, basis, settings, ctx, complete=True)
 
 
-def all_monomials(p: Polynomial, settings: proof.Settings, ctx: Any) -> Certificate:
+def all_monomials(p: Polynomial, settings: Settings, ctx: Any) -> Certificate:
     """One Gram matrix over every monomial of at most half the degree."""
     asked, numbers = Problem(p), {"all": gram.everything(p), "basis": gram.everything(p)}
     _, memory = moments.cost([int(numbers["all"])])
     if numbers["all"] > settings.largest:
         return proof.given(asked, "unknown", f"too large, about {memory / 2**30:.3g} GiB", numbers=numbers)
     basis = gram.full(p) or []
-    found = proof.attempt(dict(p.terms), Program((cone(basis),)), settings, ctx, refute=False)
+    settings = dataclasses.replace(settings, minors=False)  # known minors would leave out what this is to measure
+    found = attempt(dict(p.terms), Program((cone(basis),)), settings, ctx, refute=False)
     if found.squares is None:
         return proof.given(asked, "numeric" if found.numeric else "unknown", "no proof in fractions", numbers=numbers)
     squares = [s for _, several in found.squares for s in several]

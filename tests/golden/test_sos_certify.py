@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from luthier.flows import Certificate
 from luthier.kit import gram, moments, proof
+from luthier.kit.attempts import GRIDS
 from luthier.kit.context import Context
 from luthier.kit.planted import Planting, generator, plant
 from luthier.kit.polynomial import polynomial
 from luthier.kit.problem import Problem
-from luthier.kit.proof import GRIDS
 from luthier.sos.certify import SumOfSquares
 
 MOTZKIN = "x^4*y^2 + x^2*y^4 - 3*x^2*y^2 + 1"

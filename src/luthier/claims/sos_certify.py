@@ -24,6 +24,7 @@ import torch
 from luthier.claims import Claim
 from luthier.flows import Certificate
 from luthier.kit import gram, proof
+from luthier.kit.attempts import Settings
 from luthier.kit.polynomial import Exponents, Polynomial, polynomial
 from luthier.sos.certify import SumOfSquares
 
@@ -58,7 +59,7 @@ def at_random(p: Polynomial, size: int, rng: torch.Generator, ctx: Any) -> bool:
     """Whether p gets a proof over this many random monomials of at most half its degree."""
     every = gram.full(p) or []
     basis = [every[i] for i in sorted(torch.randperm(len(every), generator=rng)[:size].tolist())]
-    return proof.over(p, basis, proof.Settings(faces=False), ctx, complete=False).status == "exact"
+    return proof.over(p, basis, Settings(faces=False), ctx, complete=False).status == "exact"
 
 
 def run(seed: int, ctx: Any) -> Mapping[str, float]:

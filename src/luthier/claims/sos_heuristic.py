@@ -17,6 +17,7 @@ from typing import Any
 
 from luthier.claims import Claim
 from luthier.kit import lattice, proof, rules
+from luthier.kit.attempts import Settings
 from luthier.kit.planted import STRUCTURES, Planting, generator, plant
 from luthier.sos.heuristic import Heuristic
 
@@ -44,12 +45,12 @@ def compared(p: Any, rng: Any, ctx: Any) -> dict[str, float]:
 
     made = Heuristic().certify(p, ctx)
     complete = lattice.possible(p) or []
-    whole = proof.over(p, complete, proof.Settings(), ctx, complete=True)
+    whole = proof.over(p, complete, Settings(), ctx, complete=True)
     guess = min(([b for b in (rules.corners(p, complete), rules.doubled(p, complete)) if b]), key=len)
     order = torch.randperm(len(complete), generator=rng)[: len(guess)].tolist()
     random = rules.repaired(p, [complete[i] for i in order], complete)
-    drawn = proof.over(p, random, proof.Settings(), ctx, complete=False)
-    first = proof.over(p, guess, proof.Settings(), ctx, complete=False)
+    drawn = proof.over(p, random, Settings(), ctx, complete=False)
+    first = proof.over(p, guess, Settings(), ctx, complete=False)
     return {
         "method": math.log10(made.numbers["cubed"]), "control/complete basis": 3 * math.log10(len(complete)),
         "share exact": float(made.status == "exact"), "share exact, complete basis": float(whole.status == "exact"),

@@ -17,6 +17,7 @@ from typing import Any
 
 from luthier.claims import Claim
 from luthier.kit import lattice, predictor, proof, rules, staged
+from luthier.kit.attempts import Settings
 from luthier.kit.planted import STRUCTURES, Planting, generator, plant
 from luthier.sos.heuristic import Heuristic
 from luthier.sos.neural_sos import NeuralSos
@@ -48,7 +49,7 @@ def compared(made: Any, ctx: Any) -> dict[str, float]:
     backwards = sorted(complete, key=value.__getitem__)
     turned = staged.staged(
         p, [rules.repaired(p, backwards[: len(likely)], complete)], lambda: backwards, complete, 1.5,
-        lambda basis, last: proof.over(p, basis, proof.Settings(), ctx, complete=last),
+        lambda basis, last: proof.over(p, basis, Settings(), ctx, complete=last),
     )  # fmt: skip
     return {
         "method": math.log10(learned.numbers["cubed"]), "rules of thumb": math.log10(ruled.numbers["cubed"]),

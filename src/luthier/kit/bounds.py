@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 from luthier.flows import Certificate, Ctx
 from luthier.kit import balance, exact, gram, moments
+from luthier.kit.attempts import WORTH, Attempt, Settings, attempt
 from luthier.kit.cones import ONE, Program, plus, times
 from luthier.kit.minimisers import minimisers
 from luthier.kit.orbits import folded
 from luthier.kit.polynomial import Terms
 from luthier.kit.problem import Problem
-from luthier.kit.proof import WORTH, Attempt, Settings, attempt, given
+from luthier.kit.proof import given
 from luthier.kit.putinar import degrees, in_blocks, multiplier, program, proven, reduced
 
 NICE = (1, 10, 100, 1000)

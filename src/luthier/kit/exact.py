@@ -23,6 +23,9 @@ MAX_DIGITS = 4000
 """of a number in a certificate: Python reads no more than 4300 from text"""
 MOST_UNKNOWNS = 600
 """of the exact linear system, where coefficients cannot be met one by one"""
+FLOATS, CLEAR = 8, 1e-10
+"""Size from which eigenvalues in floats are worth a look first; one this far below 0, of a matrix whose diagonal is 1,
+is no error of rounding."""
 Matrix = list[list[Fraction]]
 Square = tuple[Fraction, list[tuple[Exponents, Fraction]]]
 
@@ -43,9 +46,9 @@ class Rounded:
 class Rounding:
     """Moves floats onto the affine space of a program and a target, in fractions.
 
-    A coefficient that some plain product b_i b_j gives alone is met by sharing what it lacks among these, in equal
-    parts (the nearest point). The others, of weighted cones, of faces and equations, need a linear system, whose
-    unknowns are picked once by their floats. target: the exact polynomial; its monomials are all reached.
+    A coefficient that products of one term give is met by sharing what it lacks among these (the nearest point). The
+    others, of weighted cones, of faces and equations, need a linear system, whose unknowns are picked once by their
+    floats. target: the exact polynomial; its monomials are all reached.
     """
 
     def __init__(self, program: Program, target: Terms):
@@ -58,10 +61,10 @@ class Rounding:
             self.columns += [((-1 - k, n, n), terms, 1) for n, terms in enumerate(free.entries)]
         self.alone: dict[Exponents, list[int]] = {}
         for at, ((k, _, _), terms, _) in enumerate(self.columns):
-            if k >= 0 and program.cones[k].plain:
+            if k >= 0 and len(terms) == 1:
                 self.alone.setdefault(next(iter(terms)), []).append(at)
         self.rest = [m for m in program.monomials if m not in self.alone]
-        self.picked: tuple[list[int], list[int]] | None = None
+        self.picked: tuple[list[int], list[Exponents], Any] | None = None
 
     def at(
         self, grams: Sequence[np.ndarray], cofactors: Sequence[np.ndarray], unit: Fraction, bits: int
@@ -75,9 +78,9 @@ class Rounding:
         lacking = self._lacking(values)
         for m, several in self.alone.items():
             if lacking[m]:
-                share = lacking[m] / sum(self.columns[at][2] for at in several)
+                share = lacking[m] / sum(self.columns[at][2] * self.columns[at][1][m] ** 2 for at in several)
                 for at in several:
-                    values[at] += share
+                    values[at] += share * self.columns[at][1][m]
         return self._shaped(values)
 
     def _lacking(self, values: Sequence[Fraction]) -> dict[Exponents, Fraction]:
@@ -96,12 +99,8 @@ class Rounding:
             return True
         if self.picked is None:
             self.picked = self._pick()
-        columns, rows = self.picked
-        if len(columns) > MOST_UNKNOWNS:
-            return False
-        monomials = [self.rest[r] for r in rows]
-        matrix = [[self.columns[at][2] * self.columns[at][1].get(m, Fraction(0)) for at in columns] for m in monomials]
-        moved = solved(matrix, [lacking[m] for m in monomials])
+        columns, monomials, system = self.picked
+        moved = None if system is None else solved(system, [lacking[m] for m in monomials])
         if moved is None:
             return False
         for at, value in zip(columns, moved, strict=True):
@@ -109,8 +108,8 @@ class Rounding:
         lacking = self._lacking(values)
         return not any(lacking[m] for m in self.rest)
 
-    def _pick(self) -> tuple[list[int], list[int]]:
-        """Independent columns, and as many independent rows, of the floats of the system."""
+    def _pick(self) -> tuple[list[int], list[Exponents], Any]:
+        """Columns that are independent as floats, as many monomials, and their system, which is None if too large."""
         from scipy.linalg import qr
 
         number = {m: r for r, m in enumerate(self.rest)}
@@ -126,7 +125,15 @@ class Rounding:
         rank = int((sizes > 1e-9 * max(1.0, sizes.max(initial=0.0))).sum())
         chosen = order[:rank]
         factors = qr(dense[:, chosen].T, mode="r", pivoting=True)
-        return [touching[n] for n in chosen], factors[1][:rank].tolist()
+        columns, monomials = [touching[n] for n in chosen], [self.rest[r] for r in factors[1][:rank].tolist()]
+        if len(columns) > MOST_UNKNOWNS:
+            return columns, monomials, None
+        places = [self.columns[at] for at in columns]
+        return (
+            columns,
+            monomials,
+            rational([[often * terms.get(m, 0) for _, terms, often in places] for m in monomials]),
+        )
 
     def _shaped(self, values: Sequence[Fraction]) -> Rounded:
         grams = [[[Fraction(0)] * len(c.basis) for _ in c.basis] for c in self.program.cones]
@@ -139,15 +146,26 @@ class Rounding:
         return Rounded(grams, cofactors)
 
 
-def solved(matrix: Matrix, right: Sequence[Fraction]) -> list[Fraction] | None:
-    """x so that matrix x = right, for a square matrix; None if it is singular."""
-    flint = _flint()
-    rows = flint.fmpq_mat([[flint.fmpq(x.numerator, x.denominator) for x in row] for row in matrix])
+def solved(matrix: Any, right: Sequence[Fraction]) -> list[Fraction] | None:
+    """x so that matrix x = right, for a square matrix made by `rational`; None if it is singular."""
     try:
-        found = rows.solve(flint.fmpq_mat([[flint.fmpq(x.numerator, x.denominator)] for x in right]))
+        found = matrix.solve(rational([[x] for x in right]))
     except ZeroDivisionError:
         return None
     return [Fraction(int(x.p), int(x.q)) for x in found.entries()]
+
+
+def reduced(rows: Sequence[Sequence[Fraction]]) -> tuple[Matrix, list[int]]:
+    """The rows of the reduced echelon form that are not 0, and the column where each has its leading 1."""
+    made, rank = rational(rows).rref()
+    found = [[Fraction(int(x.p), int(x.q)) for x in row] for row in made.tolist()[:rank]]
+    return found, [next(i for i, x in enumerate(row) if x) for row in found]
+
+
+def rational(rows: Sequence[Sequence[Fraction | int]]) -> Any:
+    """FLINT's matrix of these rows."""
+    flint = _flint()
+    return flint.fmpq_mat([[flint.fmpq(x.numerator, x.denominator) for x in row] for row in rows])
 
 
 def short_vectors(rows: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -167,6 +185,8 @@ def ldl(matrix: Matrix) -> list[tuple[Fraction, list[Fraction]]] | None:
     """(d, column) of each nonzero pivot, so that the matrix is the sum of d * column column'; None if the
     matrix is not positive semidefinite. Elimination without fractions (Bareiss)."""
     size = len(matrix)
+    if size >= FLOATS and _negative(matrix):
+        return None
     common = math.lcm(*(x.denominator for row in matrix for x in row))
     work = [[int(x * common) for x in row] for row in matrix]
     found, before = [], 1
@@ -183,6 +203,19 @@ def ldl(matrix: Matrix) -> list[tuple[Fraction, list[Fraction]]] | None:
                 work[i][j] = (pivot * work[i][j] - work[k][i] * work[k][j]) // before
         before = pivot
     return found
+
+
+def _negative(matrix: Matrix) -> bool:
+    """Whether floats leave no doubt that the matrix is not positive semidefinite, which saves whole numbers."""
+    try:
+        numbers = np.array([[float(x) for x in row] for row in matrix])
+    except OverflowError:
+        return False
+    diagonal = numbers.diagonal()
+    if (diagonal < 0).any():
+        return True
+    units = np.where(diagonal > 0, np.sqrt(diagonal), 1.0)
+    return bool(np.linalg.eigvalsh(numbers / np.outer(units, units))[0] < -CLEAR)
 
 
 def squares(matrix: Matrix, basis: Sequence[Terms]) -> list[Square] | None:

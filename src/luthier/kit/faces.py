@@ -89,10 +89,10 @@ def vanishing(p: Polynomial, program: Program, points: Sequence[Point]) -> Progr
                 rows += map(list, zip(*(way.of(b) for b in cone.basis), strict=True))
     cones, changed = [], False
     for cone, rows in zip(program.cones, conditions, strict=True):
-        left = _kernel(rows, len(cone.basis))
+        left = kernel(rows, len(cone.basis))
         changed = changed or len(left) < len(cone.basis)
         if left:
-            cones.append(cone if len(left) == len(cone.basis) else _over(cone, left))
+            cones.append(cone if len(left) == len(cone.basis) else over(cone, left))
     return Program(tuple(cones), program.free) if changed and cones else None
 
 
@@ -126,28 +126,25 @@ class Line:
         return self.known[m]
 
 
-def _kernel(rows: list[list[Fraction]], width: int) -> list[list[Fraction]]:
-    """A basis of the vectors that every row maps to 0."""
-    pivots: list[int] = []
-    left: list[list[Fraction]] = []
-    for row in rows:
-        row = list(row)
-        for pivot, other in zip(pivots, left, strict=True):
-            if row[pivot]:
-                row = [x - row[pivot] * y for x, y in zip(row, other, strict=True)]
-        pivot = next((i for i, x in enumerate(row) if x), None)
-        if pivot is None:
-            continue
-        row = [x / row[pivot] for x in row]
-        left = [[x - other[pivot] * y for x, y in zip(other, row, strict=True)] for other in left]
-        left.append(row)
-        pivots.append(pivot)
+def kernel(rows: Sequence[Sequence[Fraction]], width: int, even: bool = False) -> list[list[Fraction]]:
+    """A basis of the vectors that every row maps to 0. even: whose entries are near each other in size, for solvers."""
+    if not rows:
+        return [[Fraction(int(i == j)) for j in range(width)] for i in range(width)]
+    order = list(range(width))
+    if even:
+        from scipy.linalg import qr
+
+        factors: Any = qr(np.array([[float(x) for x in row] for row in rows]), mode="r", pivoting=True)
+        order = factors[1].tolist()
+    reduced, pivots = exact.reduced([[row[i] for i in order] for row in rows])
     found = []
     for free in (i for i in range(width) if i not in pivots):
-        vector = [Fraction(int(i == free)) for i in range(width)]
-        for pivot, row in zip(pivots, left, strict=True):
-            vector[pivot] = -row[free]
-        found.append(vector)
+        vector = [Fraction(0)] * width
+        vector[order[free]] = Fraction(1)
+        for pivot, row in zip(pivots, reduced, strict=True):
+            vector[order[pivot]] = -row[free]
+        first = next(x for x in vector if x)
+        found.append([-x for x in vector] if first < 0 else vector)
     return found
 
 
@@ -167,7 +164,7 @@ def reduced(program: Program, found: Solved) -> Program | None:
         rows = _null_space(found.matrix(program, k))
         changed = changed or len(rows) < len(cone.basis)
         if rows:
-            cones.append(cone if len(rows) == len(cone.basis) else _over(cone, rows))
+            cones.append(cone if len(rows) == len(cone.basis) else over(cone, rows))
     return Program(tuple(cones), program.free) if changed and cones else None
 
 
@@ -225,7 +222,8 @@ def _simplest(value: float) -> Fraction | None:
     return None
 
 
-def _over(cone: Cone, rows: list[list[Fraction]]) -> Cone:
+def over(cone: Cone, rows: list[list[Fraction]]) -> Cone:
+    """The cone over combinations of its basis."""
     basis = []
     for row in rows:
         made: dict[Exponents, Fraction] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from luthier.flows import Certificate, Ctx
-from luthier.kit import balance, diagonal, gram, moments, proof
+from luthier.kit import attempts, balance, diagonal, gram, moments, proof
 from luthier.kit.cones import Program, cone, split
 from luthier.kit.polynomial import Exponents, Polynomial, Terms
 from luthier.kit.problem import Problem
@@ -19,22 +19,22 @@ LEAST, MOST = 30, 300
 
 
 def solved(
-    target: Terms, program: Program, kind: diagonal.Kind, settings: proof.Settings, ctx: Ctx
-) -> tuple[proof.Attempt, moments.Solved]:
+    target: Terms, program: Program, kind: diagonal.Kind, settings: attempts.Settings, ctx: Ctx
+) -> tuple[attempts.Attempt, moments.Solved]:
     """The target as a sum over the program's cones, and what the solver found. kind: dsos or sdsos."""
     unit = balance.unit_of(target)
     floats = {m: float(c / unit) for m, c in target.items()}
     found = diagonal.solve(program, floats, kind, settings.tolerance, settings.seconds)
-    made = proof.Attempt(tried=[
+    made = attempts.Attempt(tried=[
         f"Clarabel, {kind}: {found.status} in {found.iterations} iterations, margin {found.optimum:.2g}"
     ])  # fmt: skip
-    if found.finite and found.optimum > -proof.NEAR:
-        proof.rounded(made, program, target, found, unit, settings, ctx)
+    if found.finite and found.optimum > -attempts.NEAR:
+        attempts.rounded(made, program, target, found, unit, settings, ctx)
     return made, found
 
 
 def first(
-    p: Polynomial, basis: Sequence[Exponents], kind: diagonal.Kind, settings: proof.Settings, ctx: Ctx
+    p: Polynomial, basis: Sequence[Exponents], kind: diagonal.Kind, settings: attempts.Settings, ctx: Ctx
 ) -> tuple[Certificate | None, tuple[str, ...]]:
     """A proof over these monomials, if a block is large and squares of two give one; and what was tried."""
     if len(basis) < LEAST:

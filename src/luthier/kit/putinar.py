@@ -15,10 +15,11 @@ from fractions import Fraction
 
 from luthier.flows import Certificate, Ctx
 from luthier.kit import exact, gram, lattice
+from luthier.kit.attempts import Attempt, Settings, attempt
 from luthier.kit.cones import ONE, Cone, Free, Program, cone, plus, split, times
 from luthier.kit.polynomial import Exponents, Polynomial, Terms
 from luthier.kit.problem import Problem
-from luthier.kit.proof import Attempt, Settings, attempt, given, negative, too_large, undecided
+from luthier.kit.proof import given, negative, too_large, undecided
 
 
 def degrees(asked: Problem, degree: int | None, steps: int) -> list[int]:

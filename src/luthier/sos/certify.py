@@ -32,7 +32,7 @@ from luthier.errors import LuthierError
 from luthier.fields import Count, Positive, Range
 from luthier.flows import Certificate, Ctx
 from luthier.kit import bounds, gram, lattice, pairs, proof, putinar, rules
-from luthier.kit.cones import Program, cone, split
+from luthier.kit.attempts import NEAR, Settings
 from luthier.kit.criteria import visible
 from luthier.kit.polynomial import Exponents, Polynomial
 from luthier.kit.problem import problem as read
@@ -95,7 +95,7 @@ class SumOfSquares(Certify):
         else:
             made = self._over(p, basis, ctx)
         unproven = made.status in ("numeric", "unknown")
-        if unproven and self.rules and made.numbers.get("margin", 0.0) > -proof.NEAR:  # else fewer have none, either
+        if unproven and self.rules and made.numbers.get("margin", 0.0) > -NEAR:  # else fewer have none, either
             made = self._guessed(p, basis, made, ctx)
             unproven = made.status in ("numeric", "unknown")
         seen = visible(problem, p) if unproven and isinstance(problem, str) else None
@@ -122,17 +122,14 @@ class SumOfSquares(Certify):
         for guess in sorted({tuple(sorted(b)): b for b in openings}.values(), key=len):
             if not guess or (basis and len(guess) >= len(basis)) or rules.uncovered(p, guess):
                 continue
-            program = split(Program((cone(guess),)), p.support, self.chordal)
-            if program.largest > self.largest:
-                tried.append(f"over {len(guess)} monomials: {proof.too_large(program, self._settings())}")
-                continue
             found = proof.over(p, guess, self._settings(), ctx, complete=False)
             if found.status in ("exact", "not_sos"):
                 return dataclasses.replace(found, tried=(*made.tried, *tried, *found.tried))
             tried += [f"over {len(guess)} monomials: {line}" for line in (found.reason, *found.tried)]
         return dataclasses.replace(made, tried=(*made.tried, *tried))
 
-    def _settings(self) -> proof.Settings:
-        return proof.Settings(
-            self.bits, self.tolerance, self.largest, self.seconds, self.faces, self.chordal, self.symmetry
-        )
+    def _settings(self) -> Settings:
+        return Settings(
+            bits=self.bits, tolerance=self.tolerance, largest=self.largest, seconds=self.seconds, faces=self.faces,
+            chordal=self.chordal, symmetry=self.symmetry,
+        )  # fmt: skip

@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal
 from luthier.fields import Count, Positive, Range
 from luthier.flows import Certificate, Ctx
 from luthier.kit import diagonal, exact, gram, lattice, pairs, proof
+from luthier.kit.attempts import NEAR, Settings
 from luthier.kit.cones import Program, cone, split
 from luthier.kit.polynomial import Exponents
 from luthier.kit.problem import Problem
@@ -69,7 +70,7 @@ class Diagonal(Certify):
     ) -> Certificate:
         """The verdict by the program over the blocks of the basis."""
         target = dict(asked.polynomial.terms)
-        settings = proof.Settings(bits=self.bits, tolerance=self.tolerance, seconds=self.seconds)
+        settings = Settings(bits=self.bits, tolerance=self.tolerance, seconds=self.seconds)
         made, found = pairs.solved(target, program, self.cone, settings, ctx)
         if not found.finite:
             return proof.undecided(asked, "the solver gave no numbers", numbers, made.tried)
@@ -79,7 +80,7 @@ class Diagonal(Certify):
         }  # fmt: skip
         if made.squares is not None:
             return proof.summed(asked, made, basis, numbers | made.numbers)
-        if found.optimum <= -proof.NEAR:
+        if found.optimum <= -NEAR:
             functional = exact.functional(target, program, found.moments, diagonal.spread(program), self.bits)
             if functional is not None:
                 why = "a functional that is negative on no square is negative on it"

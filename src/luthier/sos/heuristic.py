@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 from luthier.fields import Count, Positive, Range
 from luthier.flows import Certificate, Ctx
 from luthier.kit import lattice, proof, rules, staged
+from luthier.kit.attempts import Settings
 from luthier.shapes import Certify, Reduces
 
 
@@ -49,7 +50,7 @@ class Heuristic(Certify):
         if settled:
             return settled
         p = asked.polynomial
-        settings = proof.Settings(self.bits, self.tolerance, self.largest, self.seconds, self.faces)
+        settings = Settings(self.bits, self.tolerance, self.largest, self.seconds, self.faces)
         complete = lattice.possible(p)
         if complete is None:  # then the corners, which need no candidates, are all there is
             return proof.over(p, rules.corners(p), settings, ctx, complete=False)

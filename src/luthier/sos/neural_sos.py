@@ -33,6 +33,7 @@ from luthier.errors import LuthierError
 from luthier.fields import Count, Natural, Positive, Range
 from luthier.flows import Certificate, Ctx
 from luthier.kit import lattice, planted, predictor, predictor_fit, proof, rules, sequence, sequence_fit, staged
+from luthier.kit.attempts import Settings
 from luthier.kit.polynomial import Exponents, Polynomial
 from luthier.shapes import Certify, Reduces
 
@@ -86,7 +87,7 @@ class NeuralSos(Certify):
         if settled:
             return settled
         p = asked.polynomial
-        settings = proof.Settings(self.bits, self.tolerance, self.largest, self.seconds, self.faces)
+        settings = Settings(self.bits, self.tolerance, self.largest, self.seconds, self.faces)
         complete = lattice.possible(p)
         if complete is None:
             return proof.over(p, rules.corners(p), settings, ctx, complete=False)
