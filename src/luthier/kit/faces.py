@@ -7,7 +7,8 @@
                  lie in the null space of L's matrix. It is read from floats and written in small fractions; if they
                  are wrong no proof comes of it, but never a wrong one.
 
-Over a basis of what is left the question is smaller, and may have room.
+Over a basis of what is left the question is smaller, and may have room. What is known before any solver is asked
+stands in `kit.minors`.
 
 N: polynomials of a basis.
 """

@@ -7,9 +7,10 @@ square may hold. Which those are is narrowed exactly first (`kit.gram`), and the
 symmetries among them (`kit.cones`). Over a large block squares of two monomials are tried first, as `sos.dsos`
 does, at a small part of the cost (`kit.pairs`); then Clarabel finds the Q of the largest margin, the distance of its
 least eigenvalue from 0; Q is rounded and moved onto p's coefficients in fractions; an exact factorisation
-gives the squares. A Q on the boundary has no room for that: the question is then asked again over the face
-that holds it (`kit.faces`), then over fewer monomials, guessed by rule (`kit.rules`), and if that does not help,
-squares that the text shows are taken as they are.
+gives the squares. A Q on the boundary has no room for that. Where part of every Q is known and singular the face that
+holds it is found in fractions, before the solver is asked (`kit.minors`); else the question is asked again over the
+face that the solver's answer shows (`kit.faces`), then over fewer monomials, guessed by rule (`kit.rules`), and if
+that does not help, squares that the text shows are taken as they are.
 Where there is no Q, the dual gives a functional that proves it, or a point where p is negative is found; a
 nonnegative p without squares may have some after multiplication. Every verdict with a proof is checked by
 `luthier.verifier`, which shares no code with this, before it is given.
@@ -63,7 +64,7 @@ class SumOfSquares(Certify):
     symmetry: bool = True
     """where variables may be exchanged, the solver is given one block of each kind"""
     faces: bool = True
-    """ask again over the face that holds all squares, where there is no room for rounding"""
+    """where there is no room for rounding, ask over the face that holds all squares"""
     bits: Annotated[int, Range(0, 200)] = 40
     """Gram entries are rounded to multiples of 2^-bits of the largest coefficient; coarser grids are tried first"""
     tolerance: Annotated[float, Range(1e-14, 1e-2)] = 1e-8

@@ -33,7 +33,7 @@ class Heuristic(Certify):
     rho: Annotated[float, Range(1.1, 4.0)] = 1.5
     """factor between the sizes of bases that are asked one after another"""
     faces: bool = True
-    """ask again over the face that holds all squares, where there is no room for rounding"""
+    """where there is no room for rounding, ask over the face that holds all squares"""
     bits: Annotated[int, Range(0, 200)] = 40
     """Gram entries are rounded to multiples of 2^-bits of the largest coefficient; coarser grids are tried first"""
     tolerance: Annotated[float, Range(1e-14, 1e-2)] = 1e-8
