@@ -124,6 +124,23 @@ def test_the_plan_costs_a_proof(tmp_path):
     assert made["large"].seconds > made["easy"].seconds
 
 
+def test_the_plan_costs_a_training_once(tmp_path):
+    """What two steps share is made by the first; the shipped network takes none."""
+    learned = {"use": "sos.neural_sos", "problem": "x^2 + 1"}
+    steps = {
+        "shipped": learned,
+        "first": {**learned, "set": {"steps": 4000}},
+        "second": {**learned, "problem": "x^2 + 2", "set": {"steps": 4000}},
+        "written": {**learned, "set": {"steps": 4000, "form": "sequence"}},
+    }
+    found = recipe.load({"luthier": 1, "steps": steps})
+    inputs = Inputs(found, tmp_path, lambda event: None)
+    inputs.open()
+    took = {s.name: s.seconds for s in plan(found, inputs).steps}
+    assert took["first"] > 300 and took["written"] > 300
+    assert took["shipped"] < 5 and took["second"] < 5
+
+
 @pytest.mark.parametrize(
     ("step", "says"),
     [

@@ -43,6 +43,7 @@ class _Planning:
         self.sizes: dict[str, Size | None] = {}
         self.problems: list[str] = []
         self.pending: set[str] = set()
+        self.ahead: set[Any] = set()
 
     def plan(self) -> Plan:
         data = tuple(self._data(name) for name in self.recipe.data)
@@ -197,6 +198,9 @@ class _Planning:
     def _certify(self, step: Step) -> dict[str, Any]:
         flops, memory = size_of_proof(step.roles["problem"], step.method)
         seconds = self._seconds(step, flops, 8) - START_SECONDS + 0.5  # there is no model to open
+        made, took = step.method.ahead()  # type: ignore[attr-defined]
+        seconds += 0.0 if made in self.ahead else took
+        self.ahead.add(made)
         return {"flops": flops, "memory": memory, "disk": 1 << 16, "seconds": seconds}
 
     def _look(self, step: Step) -> dict[str, Any]:

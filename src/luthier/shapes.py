@@ -364,3 +364,7 @@ class Certify(Method, ABC, shape=True):
     @abstractmethod
     def certify(self, problem: Any, ctx: Ctx) -> Certificate:
         """A certificate, or an honest verdict why there is none."""
+
+    def ahead(self) -> tuple[Any, float]:
+        """What is made once for all problems of a run, as a key, and a core's seconds for it; for the plan."""
+        return None, 0.0

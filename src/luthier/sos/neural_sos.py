@@ -82,6 +82,12 @@ class NeuralSos(Certify):
                 what = f"no network is shipped that was trained on {self.task} alone"
                 raise LuthierError(what, where=self.id, do="give steps, to train one")
 
+    def ahead(self) -> tuple[Any, float]:
+        each = (
+            0.25 if self.form == "sequence" else 0.15
+        )  # measured for the mixture; the largest tasks take five times it
+        return (self.form, self.steps, self.task), each * self.steps
+
     def certify(self, problem: Any, ctx: Ctx) -> Certificate:
         asked, settled = proof.opened(problem)
         if settled:
