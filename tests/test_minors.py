@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from luthier.kit import attempts, cones, exact, faces, gram, minors, proof
+from luthier.kit import attempts, balance, cones, exact, faces, gram, minors, proof
 from luthier.kit.context import Context
 from luthier.kit.planted import STRUCTURES, Planting, generator, plant
 from luthier.kit.polynomial import polynomial
@@ -98,6 +98,35 @@ def test_boundaries_that_floats_do_not_describe():
         assert made.tried[0].startswith("minors that are known leave")
         numeric += proof.over(p, hidden, without, Context(), complete=False).status == "numeric"
     assert numeric >= 2
+
+
+def test_entries_are_multiples_of_what_the_coefficients_are():
+    """Low-rank squares of thousandths over so few monomials that no known minor is singular: a closer solution, rounded
+    to millionths, is the Gram matrix that was planted; on coarser or finer grids it is none."""
+    planted = plant(Planting(n=3, half=3, size=14, matrix="lowrank", coercive=True), generator(18))
+    p, hidden = planted.polynomial, planted.hidden
+    assert minors.face(program(p, hidden), dict(p.terms)) is None
+    made = proof.over(p, hidden, attempts.Settings(), Context(), complete=False)
+    assert made.status == "exact" and made.verify()
+    assert any(line.startswith("Clarabel, to 1e-12") for line in made.tried)
+    assert len(made.squares) == np.linalg.matrix_rank(planted.factor.astype(float)) < len(hidden)
+    none = proof.over(p, hidden, attempts.Settings(faces=False), Context(), complete=False)
+    assert none.status == "numeric" and not any("to 1e-12" in line for line in none.tried)
+
+
+def test_a_face_in_units_of_the_variables():
+    """Its polynomials change with the units, not its monomials alone: y = 1000 z."""
+    p = polynomial("(3*x^2 - 7000*y)^2 + (x^2*y - 1000000*y^3)^2 + 1000000*y^2*x^2")
+    assert any(balance.units(dict(p.terms)))
+    known = minors.face(program(p), dict(p.terms))
+    k = balance.units(dict(p.terms))
+    over = balance.scaled_program(known, k)
+    for before, after in zip(known.cones, over.cones, strict=True):
+        for b, c in zip(before.basis, after.basis, strict=True):
+            back = balance.scaled(c, k, -1)
+            assert len({value / b[m] for m, value in back.items()}) == 1 and max(map(abs, c.values())) == 1
+    made = SumOfSquares().certify(p, Context())
+    assert made.status == "exact" and made.verify() and made.numbers["faces"] == 1
 
 
 def test_a_face_is_found_where_the_whole_is_too_large():

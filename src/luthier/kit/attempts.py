@@ -6,6 +6,8 @@ exactly (`kit.minors`), else one after another by what the solver found (`kit.fa
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -19,6 +21,8 @@ NEAR = 1e-6
 """A margin closer to 0, in units of p's largest coefficient, says nothing of its sign."""
 GRIDS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 20, 26, 32)
 """Coarse grids first: a proof with small numbers, and one that meets numbers which must be met exactly."""
+CLOSE = 1e-12
+"""The solver's tolerance where entries are to be met exactly."""
 WORTH = 10
 """Blocks from this size on are looked at for symmetries."""
 FACES = 8
@@ -76,7 +80,7 @@ def attempt(
     made = _in_units(target, known, settings, ctx, refute=False)
     made.tried.insert(0, f"minors that are known leave {known.largest} of {program.largest} in the largest block")
     if made.squares is not None:
-        made.numbers["faces"] += 1
+        made.numbers["faces"] = made.numbers.get("faces", 0.0) + 1
     if made.squares is not None or program.largest > settings.largest:
         return made
     whole = _in_units(target, program, settings, ctx, refute)
@@ -139,9 +143,21 @@ def _search(target: Terms, program: Program, settings: Settings, ctx: Ctx, refut
         if smaller is None or any(m not in smaller.monomials for m in target):
             break
         now = smaller
-    if made.numeric:
+    if made.numeric and not (side == 0 and settings.faces and _whole(made, program, target, settings, ctx)):
         _rescaled(made, program, target, start, settings, ctx)
     return made
+
+
+def _whole(made: Attempt, program: Program, target: Terms, how: Settings, ctx: Ctx) -> bool:
+    """Whether entries are multiples of what the coefficients are multiples of, as where decimals were squared.
+
+    Where few Gram matrices are left, these are often the only one, and floats need to be near it.
+    """
+    unit = balance.unit_of(target)
+    found = moments.solve(program, {m: float(c / unit) for m, c in target.items()}, CLOSE, how.seconds)
+    made.tried.append(f"Clarabel, to {CLOSE:g}: {found.status}, margin {found.optimum:.2g}")
+    common = int(unit * math.lcm(*(c.denominator for c in target.values()))).bit_length() - 1  # a power of 2
+    return found.finite and rounded(made, program, target, found, unit, how, ctx, (common, common + 1))
 
 
 def _rescaled(made: Attempt, program: Program, target: Terms, found: moments.Solved, how: Settings, ctx: Ctx) -> None:
@@ -155,12 +171,13 @@ def _rescaled(made: Attempt, program: Program, target: Terms, found: moments.Sol
 
 
 def rounded(
-    made: Attempt, program: Program, target: Terms, found: moments.Solved, unit: Fraction, settings: Settings, ctx: Ctx
-) -> bool:
-    """Whether the floats round to squares; they are then noted."""
+    made: Attempt, program: Program, target: Terms, found: moments.Solved, unit: Fraction, settings: Settings, ctx: Ctx,
+    only: Sequence[int] = (),
+) -> bool:  # fmt: skip
+    """Whether the floats round to squares, to multiples of unit / 2^bits; they are then noted. only: these bits."""
     rounding = exact.Rounding(program, target)
-    grids = sorted({min(b, settings.bits) for b in (*GRIDS, settings.bits)})
-    if rounding.rest:
+    grids = list(only) or sorted({min(b, settings.bits) for b in (*GRIDS, settings.bits)})
+    if rounding.rest and not only:
         grids = grids[len(grids) // 2 :: 2]  # each needs a linear system
     for bits in ctx.progress(grids, what="rounding"):
         numbers = rounding.at(found.grams, found.cofactors, unit, bits)
@@ -174,5 +191,6 @@ def rounded(
                               for f, values in zip(program.free, numbers.cofactors, strict=True)]  # fmt: skip
             made.numbers["bits"] = bits
             return True
-    made.tried.append(f"rounding to multiples of 1 to 2^-{settings.bits}: never positive semidefinite")
+    what = "what the coefficients are multiples of" if only else f"1 to 2^-{settings.bits}"
+    made.tried.append(f"rounding to multiples of {what}: never positive semidefinite")
     return False

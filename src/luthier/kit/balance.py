@@ -68,11 +68,16 @@ def by_squares(program: Program, grams: Sequence[np.ndarray]) -> Program | None:
 
 
 def scaled_program(program: Program, k: Units) -> Program:
-    """The same cones and equations in z; their monomials stay."""
-    cones = tuple(
-        replace(c, weight=scaled(c.weight, k) if any(map(any, c.weight)) else c.weight) for c in program.cones
-    )
+    """The same cones and equations in z; their monomials stay, and of polynomials the largest coefficient is 1."""
+    cones = tuple(replace(c, weight=scaled(c.weight, k) if any(map(any, c.weight)) else c.weight,
+                          basis=tuple(b if len(b) == 1 else _normal(scaled(b, k)) for b in c.basis))
+                  for c in program.cones)  # fmt: skip
     return Program(cones, tuple(replace(f, factor=scaled(f.factor, k)) for f in program.free))
+
+
+def _normal(terms: Terms) -> Terms:
+    largest = max(abs(c) for c in terms.values())
+    return {m: c / largest for m, c in terms.items()}
 
 
 def moments_in_x(moments: Mapping[Exponents, Fraction], k: Units) -> dict[Exponents, Fraction]:
