@@ -90,8 +90,8 @@ def cells() -> dict[str, tuple[str, Planting, int]]:
         made[name] = (kind, Planting(n=n, half=degree // 2, size=size, matrix=matrix, coercive=coercive), most)
 
     for matrix in STRUCTURES:
-        for sizes, most in (((4, 6, 14), 3), ((5, 6, 16), 2), ((6, 6, 20), 1)):
-            add("coercive", *sizes, matrix, most)
+        for sizes in ((4, 6, 14), (5, 6, 16), (6, 6, 20)):
+            add("coercive", *sizes, matrix)
     add("coercive", 5, 8, 24, "dense", 1)
     for sizes, most in REDUCIBLE:
         add("reducible", *sizes, most)

@@ -164,7 +164,7 @@ def _rescaled(made: Attempt, program: Program, target: Terms, found: moments.Sol
     """Note the squares that are found with every monomial in units of what its squares weigh, if these differ."""
     again, unit = balance.by_squares(program, found.grams), balance.unit_of(target)
     if again is not None:
-        solved = moments.solve(again, {m: float(c / unit) for m, c in target.items()}, how.tolerance, how.seconds)
+        solved = moments.solve(again, {m: float(c / unit) for m, c in target.items()}, CLOSE, how.seconds)
         made.tried.append(f"Clarabel, other units for each monomial: {solved.status}, margin {solved.optimum:.2g}")
         if solved.finite and solved.optimum > -NEAR:
             rounded(made, again, target, solved, unit, how, ctx)

@@ -72,6 +72,8 @@ def solve(
         join = sparse.csc_matrix((np.ones(len(cost)), (np.arange(len(cost)), fold.orbit)))
         sizes = [len(part.bases_mNd) for part in fold.parts]
         seen = [_of_part(part.first_Nm) @ matrices[part.cone] for part in fold.parts]
+    elif not program.free:
+        join = _even(sparse.vstack(matrices, format="csc"))
     equations = _equations(program) if program.free else None
     found = _solve(sizes, [m @ join for m in seen], normal @ join, equations, join.T @ cost, tolerance, seconds)
     parts = np.split(np.array(found.z), np.cumsum([size * (size + 1) // 2 for size in sizes]))
@@ -96,6 +98,14 @@ def solve(
         moments=dict(zip(program.monomials, moments, strict=True)), status=str(found.status),
         iterations=int(found.iterations),
     )  # fmt: skip
+
+
+def _even(whole: Any) -> Any:
+    """The diagonal matrix of powers of 2 after which the columns' largest numbers are near 1; the solver's own scaling
+    reaches 10^4."""
+    _, sparse = solver()
+    largest = np.maximum(abs(whole).max(axis=0).toarray().ravel(), 1e-300)
+    return sparse.diags(np.exp2(-np.rint(np.log2(largest))), format="csc")
 
 
 def central(program: Program, tolerance: float) -> dict[Exponents, float]:
