@@ -306,6 +306,12 @@ def test_who_waits_for_others_says_so(tmp_path):
     assert events[-1]["done"] == events[-1]["total"] == 1
 
 
+def test_a_proposal_that_is_not_judged_ends_the_search(tmp_path):
+    """Else it would be waited for like a trial that others have in hand."""
+    with pytest.raises(LuthierError, match="trial 0 was proposed, but not judged.*call evaluate"):
+        list(Trials(tmp_path / "log", "a", "one").proposals(2, "random", CTX))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_trial_is_read_as_it_was_written(kind, tmp_path):
     trials = Trials(place(kind, tmp_path), "s", "me")

@@ -20,7 +20,7 @@ from typing import Any
 from luthier.engine.finished import Body, Done, finite
 from luthier.engine.samplers import SAMPLERS, Evolving, independent, optuna_, suggested
 from luthier.engine.storages import begun, kept
-from luthier.errors import unknown
+from luthier.errors import LuthierError, unknown
 from luthier.flows import Ctx, Scalar
 
 PATIENCE = 3600.0
@@ -153,6 +153,9 @@ class Trials:
             seed = ctx.key("trial", ordinal) % 2**31
             source = self._source(sampler, rule, seed, size or 1, population)
             yield Proposal(self, trial, ordinal, given, source, rule, shown=sampler != "cmaes")
+            if any(other.number == trial.number for other in self._in(RUNNING)):  # it would be waited for without end
+                what = f"trial {ordinal} was proposed, but not judged"
+                raise LuthierError(what, do="have the method call evaluate(candidate, proposal) for every proposal")
 
     @kept
     def alive(self, trial: Any) -> None:
