@@ -69,14 +69,13 @@ NOTES = [
     "SumOfSquares and SOSPy give floats: what is counted there are answers of a solver that calls itself optimal, no "
     "proof. A peer is given dense and sparse polynomials, of the largest sizes sparse ones alone, one of a row where "
     "they are published, and no other of a row where it did not finish the first.",
-    "What falls short. Against the rules the learned basis gains nothing on dense and low-rank polynomials; on sparse "
-    "and block coercive ones it mostly does. Where diagonal consistency leaves little, the network costs up to twice "
-    "as much as it alone. 84 coercive sparse: one first guess failed, and then the whole costs as much as all "
-    "monomials. Reducible, 35 monomials: under 100 times. Sparse polynomials often have singular Gram matrices: over "
-    "bases larger than the hidden one many stay without a proof, numeric.",
+    "What falls short. Against the rules the learned basis gains nothing on most classes; on block and the smallest "
+    "sparse coercive ones it does. Where diagonal consistency leaves little, the network costs up to twice as much as "
+    "it alone. 84 coercive dense: 60 times instead of 100, and the hidden basis itself is hardly faster. Reducible, up "
+    "to 56 monomials: under 100 times. All monomials and what consistency leaves of coercive sparse and low-rank "
+    "polynomials may lie on a boundary of their own, numeric, where the learned basis does not: verdicts are then not "
+    "the same, but better.",
     "measured piece by piece beside other work on the machine, so that seconds may be off by a third.",
-    "The table is older than monomials with units of their own (`kit.balance`): what is numeric in it may be proven "
-    "since. The random polynomials below are not.",
 ]
 
 

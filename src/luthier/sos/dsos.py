@@ -55,7 +55,7 @@ class Diagonal(Certify):
         basis = lattice.basis(p, self.basis)
         if basis is None:
             return proof.undecided(asked, "too many monomials to choose a basis from", {})
-        numbers: proof.Numbers = {"all": gram.everything(p), "basis": len(basis)}
+        numbers: dict[str, float] = {"all": gram.everything(p), "basis": len(basis)}
         if len(basis) > self.largest:
             why = f"a basis of {len(basis)} monomials, largest={self.largest} are allowed"
             return proof.undecided(asked, why, numbers)
@@ -66,7 +66,7 @@ class Diagonal(Certify):
         return self._solved(asked, basis, split(program, p.support), numbers, ctx)
 
     def _solved(
-        self, asked: Problem, basis: list[Exponents], program: Program, numbers: proof.Numbers, ctx: Ctx
+        self, asked: Problem, basis: list[Exponents], program: Program, numbers: dict[str, float], ctx: Ctx
     ) -> Certificate:
         """The verdict by the program over the blocks of the basis."""
         target = dict(asked.polynomial.terms)
