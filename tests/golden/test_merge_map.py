@@ -109,6 +109,63 @@ def test_samples_by_the_fields():
     assert len(set(lonely.tolist())) == 3
 
 
+def test_one_that_is_disturbed():
+    """Of two samples with one scale for all, one is disturbed, and there is but one it can stand beside."""
+    for seed in range(12):
+        x = Map(isotropic=1.0, disturb=1e-3).samples(2 + 2, 2, Context(seed=seed))
+        assert x[2, 0] == x[2, 1] and 0 < (x[3] - x[2]).abs().max() < 0.01
+
+
+def test_a_grid_is_made_for_what_is_left():
+    """Half of twenty samples come from elsewhere: the grid is the one for ten, of quarters, and any of its points."""
+    drawn = [Map(isotropic=0.5).samples(22, 2, Context(seed=seed))[12:] for seed in range(4)]
+    assert all(torch.equal(x * 4, (x * 4).round()) and len(x) == 10 for x in drawn)
+    firsts = [(0.0, 0.0), (0.0, 0.25)]
+    assert not all(tuple(x[i].tolist()) == firsts[i] for x in drawn for i in (0, 1))
+    assert len({tuple(map(tuple, x.tolist())) for x in drawn}) == 4
+    assert set(Map().samples(3 + 3, 3, Context())[3:].flatten().tolist()) == {0.0, 1.0}  # six points need two steps
+
+
+def test_scales_stay_within_the_range():
+    """0.15 + (0.45 - 0.15) is above 0.45 in floats."""
+    assert 0.15 + (0.45 - 0.15) > 0.45
+    _, done = mapped(low=0.15, high=0.45)
+    assert scales(done)[0] == [0.45, 0.15] and max(map(max, scales(done))) == 0.45
+
+
+def test_what_suits_a_loss_of_zero():
+    """A loss may be 0; what is negative somewhere is none."""
+    evaluate = SimpleNamespace(finished=[], objectives=("x nll",), base=None)
+    course = Course(Map(), 2, 20, evaluate, Context())
+    assert course._link("x nll", tensor([0.0, 1.0])) == "softplus"
+    assert course._link("x nll", tensor([-0.1, 1.0])) == "identity"
+
+
+def test_experts_alone_and_no_other_merge_set_the_reference():
+    def judge(candidate):
+        return bowls(candidate) if sorted(candidate.weights) == [0, 1] else (90.0, 90.0)
+
+    table, done = mapped(judge=judge)
+    worst = [max(v) for v in zip(BASE, done[0].values, done[1].values, strict=True)]
+    assert table.notes[0].endswith(f"each expert alone (x nll {worst[0]:.4g}, y nll {worst[1]:.4g})")
+
+
+def test_how_far_predictions_were_off():
+    """The mean over the points of the front that were judged, from the columns of the table."""
+    table, _ = mapped(verify=6)
+    rows = table.dicts()[15:]
+    means = [math.fsum(abs(r[f"predicted {n}"] - r[n]) for r in rows) / 6 for n in ("x nll", "y nll")]
+    assert table.notes[1] == f"off by, on 6 points of the predicted front: x nll {means[0]:.3g}, y nll {means[1]:.3g}"
+    assert min(means) > 1e-4
+
+
+def test_the_first_look_is_at_the_preferred_point():
+    _, done = mapped(preference=(1.0, 0.0), verify=6)
+    cost = [d.values[0] for d in done]
+    assert cost.index(min(cost)) == 14
+    assert Map().to_dict()["set"]["disturb"] == 0.1
+
+
 def test_quadratics_are_foretold_exactly_and_their_front_is_judged():
     table, done = mapped(link="identity", verify=6)
     rows = table.dicts()

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from luthier.errors import LuthierError
 from luthier.flows import Certificate
 from luthier.kit import gram, moments, proof
 from luthier.kit.attempts import GRIDS
@@ -165,6 +166,29 @@ def test_inside_and_boundary():
     edge = certify("x^4 - 2x^2 + 1")
     assert edge.status == "exact" and abs(edge.numbers["margin"]) < 1e-6
     assert len(edge.squares) == 1
+
+
+def test_where_constraints_hold():
+    """(1 - x)(1 - y) + 1/10 on the square has no sum of degree 2, but one of degree 4."""
+    asked = {"polynomial": "(1 - x)*(1 - y) + 1/10", "nonneg": ["1 - x^2", "1 - y^2"]}
+    for fields, degree in (({}, 4), ({"degree": 4}, 4), ({"degree": 2}, None), ({"steps": 0}, None)):
+        made = certify(asked, **fields)
+        assert (made.status, made.numbers["degree"]) == (("exact", degree) if degree else ("unknown", 2))
+        assert made.verify() == bool(degree)
+    with pytest.raises(LuthierError, match="the degree 3 is odd"):
+        SumOfSquares(degree=3)
+
+
+def test_bounds_where_constraints_hold():
+    """The largest bound of degree 2 on the square is -1/2; with one step or at degree 4 it is some -0.0112."""
+    asked = {"polynomial": "(1 - x)*(1 - y)", "nonneg": ["1 - x^2", "1 - y^2"]}
+    found = {d: float(Fraction(certify(asked, ask="bound", degree=d).bound)) for d in (2, 4)}
+    assert found == {2: pytest.approx(-0.5, abs=1e-6), 4: pytest.approx(-0.0112373, abs=1e-6)}
+    assert float(Fraction(certify(asked, ask="bound", steps=1).bound)) == pytest.approx(found[4], abs=1e-6)
+    assert Fraction(certify({"polynomial": "x*y", "nonneg": "1 - x^2 - y^2"}, ask="bound").bound) == Fraction(-1, 2)
+    assert certify("x^2 + 2*x", ask="bound").bound == "-1"
+    form = certify("x^2 - 2*x*y + 2*y^2", ask="bound")  # its minimum is 0 or none
+    assert (form.status, form.bound, len(form.squares)) == ("exact", "0", 2)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from luthier.testing.faults import Mutant, plant
 GOAL = 0.95
 _LAST = "of the two dimensions the last is the second"
 _ALONE = "the coefficient of fewer than two experts is not looked at"
+_CUT = "what is more than asked for is cut off at the end"
 _RATIOS = "where no weights are given all are equal, and they count by their ratios alone"
 HARMLESS: dict[tuple[str, str, str], str] = {
     ("compress.drop", "BATCH = 8", "8 -> 9"): "how many items go through the model together changes no sum",
@@ -80,6 +81,20 @@ HARMLESS: dict[tuple[str, str, str], str] = {
     ("merge.della", "count = max(1, len(self.densities or ()), len(self.epsilons or ()))", "1 -> 2"):
         "where one number stands for all experts it is checked, once or twice",
     ("merge.fisher", "weights = each(self.weights, 1.0, tensors, len(tensors.experts))", "1.0 -> 1.25"): _RATIOS,
+    ("merge.map", "left = max(0, count - size)", "0 -> 1"): _CUT,
+    ("merge.map", "found_PN = torch.cat([plain_PN, (disturbed_PN + self.disturb * noise_PN).clamp(0, 1)])",
+     "disturbed_PN + self.disturb * noise_PN -> disturbed_PN - self.disturb * noise_PN"):
+        "noise is as likely as its opposite",
+    ("merge.map", "rest_PN = _uniform(left - len(found_PN), size, generator)",
+     "left - len(found_PN) -> left + len(found_PN)"): _CUT,
+    ("merge.map", "places = spread(y_PM, self.trials - self.sampled, self.method.pick(y_PM.tolist()))",
+     "self.trials - self.sampled -> self.trials + self.sampled"):
+        "each point is chosen by those before it, so that more of them change no earlier one",
+    ("merge.map", 'if objective.rsplit(" ", 1)[-1] in HIGHER:', "1 -> 2"): "the last word is the last of any split",
+    ("merge.map", "if len(points_PN) > count:", "len(points_PN) > count -> len(points_PN) >= count"):
+        "as many as are asked for are all taken, in whatever order",
+    ("merge.map", "points_PN = points_PN[torch.randperm(len(points_PN), generator=generator)[: max(0, count)]]",
+     "0 -> 1"): _CUT,
     ("merge.model_stock", "return torch.where(below.abs() < SINGULAR, 0.0, count * mean / below)",
      "below.abs() < SINGULAR -> below.abs() <= SINGULAR"):
         "a denominator is a float from angles, and none is 1e-6 to the last bit",
