@@ -90,7 +90,6 @@ HARMLESS: dict[tuple[str, str, str], str] = {
     ("merge.map", "places = spread(y_PM, self.trials - self.sampled, self.method.pick(y_PM.tolist()))",
      "self.trials - self.sampled -> self.trials + self.sampled"):
         "each point is chosen by those before it, so that more of them change no earlier one",
-    ("merge.map", 'if objective.rsplit(" ", 1)[-1] in HIGHER:', "1 -> 2"): "the last word is the last of any split",
     ("merge.map", "if len(points_PN) > count:", "len(points_PN) > count -> len(points_PN) >= count"):
         "as many as are asked for are all taken, in whatever order",
     ("merge.map", "points_PN = points_PN[torch.randperm(len(points_PN), generator=generator)[: max(0, count)]]",
