@@ -144,7 +144,7 @@ def test_a_hunt_tells_noticed_from_unnoticed():
 TRIAL = """
 import pytest
 from luthier.testing import trials
-trials.SECONDS = 0.2
+trials.SECONDS, trials.IDLE = {limits}
 tests = trials.Tests({known}, {{"test_it.py::test_a": 2.0, "test_it.py::test_b": 1.0}})
 pytest.main(["-qx", "-pno:cacheprovider", "test_it.py"], plugins=[tests])
 print("ran", *tests.seconds, "and", tests.failed, "noticed")
@@ -152,18 +152,20 @@ print("ran", *tests.seconds, "and", tests.failed, "noticed")
 
 
 @pytest.mark.parametrize(
-    ("line", "known", "says"),
+    ("line", "limits", "says"),
     [
-        ("pass", {}, "ran test_it.py::test_b test_it.py::test_a and  noticed"),
-        ("assert False", {}, "ran test_it.py::test_b and test_it.py::test_b noticed"),
-        ("while True: pass", {"test_it.py::test_b": 0.0}, signal.SIGPROF),
-        ("__import__('time').sleep(50)", {"test_it.py::test_b": 0.0}, signal.SIGALRM),
+        ("pass", None, "ran test_it.py::test_b test_it.py::test_a and  noticed"),
+        ("assert False", None, "ran test_it.py::test_b and test_it.py::test_b noticed"),
+        # the limit that is not asked about is far away, however slow the machine is: the start of pytest counts, too
+        ("while True: pass", (0.5, 1000), signal.SIGPROF),
+        ("__import__('time').sleep(500)", (500, 0.004), signal.SIGALRM),
     ],
 )
-def test_a_trial_runs_cheap_tests_first_and_ends_what_does_not_end(tmp_path, line, known, says):
+def test_a_trial_runs_cheap_tests_first_and_ends_what_does_not_end(tmp_path, line, limits, says):
     (tmp_path / "test_it.py").write_text(f"def test_a():\n    pass\ndef test_b():\n    {line}\n")
+    script = TRIAL.format(limits=limits or (10, 10), known={"test_it.py::test_b": 0.0} if limits else {})
     run = subprocess.run(
-        [sys.executable, "-c", TRIAL.format(known=known)], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     ended = isinstance(says, signal.Signals)
     assert run.returncode == (-says if ended else 0), run.stderr
