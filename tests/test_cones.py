@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -222,6 +223,8 @@ def test_units_bring_coefficients_together():
     sizes = [abs(float(c)) for c in balance.scaled(terms, k).values()]
     assert max(sizes) / min(sizes) < 1e4
     assert balance.scaled(balance.scaled(terms, k), k, -1) == terms
+    near = balance.floats_in_x({(1, 2): 0.75, (0, 100): -3.0, (100, 0): 0.0}, [3, 200])
+    assert near == {(1, 2): 0.75 * 2.0**403, (0, 100): -sys.float_info.max, (100, 0): 0.0}
     assert not any(balance.units(dict(polynomial("3x^4 + 7y^2 + 2").terms)))
     for text in ("1e12*x^4 + x^2*y^2 + 1e-6*y^4 + x*y + 1", "(1e6*x^2 - y)^2 + (y - 1e-5)^2 + 1e-9"):
         assert certify(text).verify() and certify(text).status == "exact"

@@ -164,9 +164,7 @@ print("ran", *tests.seconds, "and", tests.failed, "noticed")
 def test_a_trial_runs_cheap_tests_first_and_ends_what_does_not_end(tmp_path, line, limits, says):
     (tmp_path / "test_it.py").write_text(f"def test_a():\n    pass\ndef test_b():\n    {line}\n")
     script = TRIAL.format(limits=limits or (10, 10), known={"test_it.py::test_b": 0.0} if limits else {})
-    run = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
+    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     ended = isinstance(says, signal.Signals)
     assert run.returncode == (-says if ended else 0), run.stderr
     assert ended or run.stdout.splitlines()[-1:] == [says]

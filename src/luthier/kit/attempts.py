@@ -95,7 +95,7 @@ def _in_units(target: Terms, program: Program, settings: Settings, ctx: Ctx, ref
         return _search(target, program, settings, ctx, refute)
     made = _search(balance.scaled(target, k), balance.scaled_program(program, k), settings, ctx, refute)
     made.tried.append(f"(in units of 2^{list(k)})")
-    made.moments = {m: value * 2.0 ** sum(map(int.__mul__, k, m)) for m, value in made.moments.items()}
+    made.moments = balance.floats_in_x(made.moments, k)
     if made.functional is not None:
         made.functional = balance.moments_in_x(made.functional, k)
     if made.squares is not None:

@@ -7,6 +7,7 @@ A change of units by powers of 2 loses nothing, and what is found in z is rewrit
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -83,6 +84,14 @@ def _normal(terms: Terms) -> Terms:
 def moments_in_x(moments: Mapping[Exponents, Fraction], k: Units) -> dict[Exponents, Fraction]:
     """Moments of x from those of z."""
     return {m: value * _power(k, m, 1) for m, value in moments.items()}
+
+
+def floats_in_x(moments: Mapping[Exponents, float], k: Units) -> dict[Exponents, float]:
+    """The same in floats; what these cannot hold is the largest one of its sign."""
+    most = sys.float_info.max
+    with np.errstate(over="ignore"):
+        return {m: float(np.clip(np.ldexp(value, sum(a * b for a, b in zip(k, m, strict=True))), -most, most))
+                for m, value in moments.items()}  # fmt: skip
 
 
 def _power(k: Units, m: Exponents, sign: int) -> Fraction:

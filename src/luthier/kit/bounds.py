@@ -117,8 +117,7 @@ def _optimum(target: Terms, factor: Terms, parts: Program, unit: Fraction, setti
     found = moments.solve(parts, floats, settings.tolerance, settings.seconds, of, fold)
     if not any(k):
         return found
-    in_x = {m: value * 2.0 ** sum(map(int.__mul__, k, m)) for m, value in found.moments.items()}
-    return dataclasses.replace(found, moments=in_x)
+    return dataclasses.replace(found, moments=balance.floats_in_x(found.moments, k))
 
 
 def _exact_bound(
