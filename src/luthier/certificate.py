@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Any
 
@@ -87,12 +87,16 @@ class Certificate:
         """Whether the data prove the status, checked in fractions by `luthier.verifier`."""
         return self.refusal() is None
 
+    def data(self) -> dict[str, Any]:
+        """All fields by name, as JSON holds them: nothing in them is an object of ours."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
     def refusal(self) -> str | None:
         """Why the data do not prove the status, None if they do."""
-        return verifier.refusal(asdict(self))
+        return verifier.refusal(self.data())
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), allow_nan=False)
+        return json.dumps(self.data(), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Certificate:

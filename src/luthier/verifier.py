@@ -27,15 +27,17 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
-from math import gcd, lcm
+from itertools import product
+from math import gcd, lcm, prod
 from typing import Any
 
 NUMBER = re.compile(r"-?[0-9]{1,4200}(/[0-9]{1,4200})?", re.ASCII)
-MOST_VARIABLES, MOST_DEGREE, MOST_MONOMIALS, MOST_PRODUCTS = 300, 1000, 20_000, 20_000_000
+MOST_VARIABLES, MOST_DEGREE, MOST_FACTORS, MOST_MONOMIALS, MOST_PRODUCTS = 300, 1000, 1000, 20_000, 20_000_000
 """beyond these a certificate is refused unread, so that a hostile one costs no more than an honest one"""
-Monomial = tuple[int, ...]
+Monomial = int
+"""x_1^e_1 x_2^e_2 ... as e_1 + 2^32 e_2 + ...: products are sums, and none is of a degree that could carry"""
 Terms = dict[Monomial, Fraction]
 
 
@@ -59,15 +61,14 @@ def _check(certificate: Mapping[str, Any]) -> None:
     if count > MOST_VARIABLES:
         raise Refused(f"more than {MOST_VARIABLES} variables")
     bound = _number(certificate.get("bound", "0"))
-    zero = (0,) * count
-    least = _sum(_terms(certificate["polynomial"], count), {zero: -bound})
+    least = _sum(_terms(certificate["polynomial"], count), {0: -bound})
     nonneg = [_terms(g, count) for g in certificate.get("nonneg", ())]
     zeros = [_terms(h, count) for h in certificate.get("zero", ())]
     status = certificate["status"]
     if status == "exact":
         _identity(least, certificate, nonneg, zeros, count)
     elif status == "not_sos" and certificate["point"]:
-        _point(least, [_number(x) for x in certificate["point"]], nonneg, zeros)
+        _point(least, [_number(x) for x in certificate["point"]], nonneg, zeros, count)
     elif status != "not_sos":
         raise Refused(f"a certificate that says {status!r} proves nothing")
     if (status == "not_sos" and not certificate["point"]) or certificate["functional"]:
@@ -86,11 +87,19 @@ def _number(text: Any) -> Fraction:
 
 
 def _monomial(exponents: Any, count: int) -> Monomial:
-    if len(exponents) != count or any(type(e) is not int or e < 0 for e in exponents):
+    if len(exponents) != count or not {*map(type, exponents)} <= {int} or min(exponents, default=0) < 0:
         raise Refused(f"{str(exponents)[:40]} is no monomial in {count} variables")
     if sum(exponents) > MOST_DEGREE:
         raise Refused(f"a degree above {MOST_DEGREE}")
-    return tuple(exponents)
+    return _code(exponents)
+
+
+def _code(exponents: Sequence[int]) -> Monomial:
+    return sum(e << 32 * place for place, e in enumerate(exponents) if e)
+
+
+def _exponents(monomial: Monomial, count: int) -> tuple[int, ...]:
+    return tuple(monomial >> 32 * place & 0xFFFFFFFF for place in range(count))
 
 
 def _terms(pairs: Any, count: int) -> Terms:
@@ -98,7 +107,7 @@ def _terms(pairs: Any, count: int) -> Terms:
     for exponents, number in pairs:
         monomial = _monomial(exponents, count)
         if monomial in found:
-            raise Refused(f"the monomial {monomial} stands twice")
+            raise Refused(f"the monomial {_exponents(monomial, count)} stands twice")
         found[monomial] = _number(number)
     return {m: c for m, c in found.items() if c}
 
@@ -110,12 +119,13 @@ def _identity(
     multiplier = certificate.get("multiplier", ())
     total = _squares(certificate["squares"], count, room)
     for which, squares in certificate.get("weighted", ()):
-        if len(set(which)) < len(which) or any(type(k) is not int or not 0 <= k < len(nonneg) for k in which):
+        known = all(type(k) is int and 0 <= k < len(nonneg) for k in which)
+        if not known or len(set(which)) < len(which) or len(which) > MOST_FACTORS:
             raise Refused(f"{str(which)[:40]} names no product of the constraints")
-        product = _squares(squares, count, room)
+        part = _squares(squares, count, room)
         for k in which:
-            product = _times(product, nonneg[k], room)
-        total = _sum(total, product)
+            part = _times(part, nonneg[k], room)
+        total = _sum(total, part)
     cofactors = certificate.get("cofactors", ())
     if len(cofactors) not in (0, len(zeros)):
         raise Refused(f"{len(cofactors)} cofactors for {len(zeros)} equations")
@@ -123,13 +133,13 @@ def _identity(
         total = _sum(total, _times(_terms(cofactor, count), h, room))
     if multiplier:
         factor = _squares(multiplier, count, room)
-        steady = any(set(_terms(pairs, count)) == {(0,) * count} for _, pairs in multiplier)
+        steady = any(set(_terms(pairs, count)) == {0} for _, pairs in multiplier)
         if not factor or ((nonneg or zeros) and not steady):
             raise Refused("the multiplier may vanish")
         least = _times(factor, least, room)
     for monomial in total.keys() | least.keys():
         if total.get(monomial, 0) != least.get(monomial, 0):
-            raise Refused(f"the squares do not add up to the polynomial at {monomial}")
+            raise Refused(f"the squares do not add up to the polynomial at {_exponents(monomial, count)}")
 
 
 def _sum(left: Terms, right: Terms) -> Terms:
@@ -139,38 +149,55 @@ def _sum(left: Terms, right: Terms) -> Terms:
 
 def _times(left: Terms, right: Terms, room: list[int]) -> Terms:
     """The product. room: how many products of terms are still allowed."""
-    room[0] -= len(left) * len(right)
-    if room[0] < 0:
-        raise Refused(f"more than {MOST_PRODUCTS} products of terms")
-    (a, above), (b, below) = _whole(left), _whole(right)
+    (a, above), (b, below) = _whole(left, len(right), room), _whole(right, 0, room)
     found: dict[Monomial, int] = {}
-    for one, x in a:
-        for other, y in b:
-            key = tuple(e + f for e, f in zip(one, other, strict=True))
-            found[key] = found.get(key, 0) + x * y
+    for (one, x), (other, y) in product(a, b):
+        found[one + other] = found.get(one + other, 0) + x * y
     return {m: Fraction(c, above * below) for m, c in found.items() if c}
 
 
-def _whole(terms: Terms) -> tuple[list[tuple[Monomial, int]], int]:
-    """Whole coefficients and what they are divided by."""
+def _whole(terms: Terms, times: int, room: list[int]) -> tuple[list[tuple[Monomial, int]], int]:
+    """Whole coefficients and what they are divided by. times: how often each will be multiplied."""
+    room[0] -= len(terms) * times
+    if room[0] < 0:
+        raise Refused(f"more than {MOST_PRODUCTS} products of terms")
     common = lcm(*(c.denominator for c in terms.values()))
-    return [(m, int(c * common)) for m, c in terms.items()], common
+    return [(m, c.numerator * (common // c.denominator)) for m, c in terms.items()], common
 
 
 def _squares(squares: Any, count: int, room: list[int]) -> Terms:
-    """The weighted squares, added up."""
-    total: Terms = {}
+    """The weighted squares, added up: in whole numbers over one denominator for as long as it stays short."""
+    total, run, below = Terms(), dict[Monomial, int](), 1
     for weight, pairs in squares:
         scale = _number(weight)
         if scale <= 0:
             raise Refused("a square has a weight that is not positive")
-        terms = _terms(pairs, count)
-        for monomial, c in _times(terms, terms, room).items():
-            total[monomial] = total.get(monomial, Fraction(0)) + scale * c
+        terms, common = _whole(_terms(pairs, count), len(pairs), room)
+        scale /= common**2
+        if below.bit_length() > 2 * scale.denominator.bit_length() or len(run) > 8 * len(terms) ** 2:
+            run, below = _into(total, run, below), 1
+        both = lcm(below, scale.denominator)
+        fit, grown = scale.numerator * (both // scale.denominator), both // below
+        run = {m: c * grown for m, c in run.items()} if grown > 1 else run
+        for i, (one, x) in enumerate(terms):
+            for other, y in terms[: i + 1]:
+                run[one + other] = run.get(one + other, 0) + (fit * x if one == other else 2 * fit * x) * y
+        shared = gcd(both, *run.values())
+        run, below = {m: c // shared for m, c in run.items()} if shared > 1 else run, both // shared
+    _into(total, run, below)
     return {m: c for m, c in total.items() if c}
 
 
-def _point(least: Terms, point: list[Fraction], nonneg: list[Terms], zeros: list[Terms]) -> None:
+def _into(total: Terms, run: dict[Monomial, int], below: int) -> dict[Monomial, int]:
+    """Add what a run gave to the total; the next one is empty."""
+    for m, c in run.items():
+        total[m] = total.get(m, Fraction(0)) + Fraction(c, below)
+    return {}
+
+
+def _point(least: Terms, point: list[Fraction], nonneg: list[Terms], zeros: list[Terms], count: int) -> None:
+    if len(point) != count:
+        raise Refused(f"the point has {len(point)} coordinates, not {count}")
     if any(_at(g, point) < 0 for g in nonneg) or any(_at(h, point) for h in zeros):
         raise Refused("the constraints do not hold at the point")
     if _at(least, point) >= 0:
@@ -178,70 +205,52 @@ def _point(least: Terms, point: list[Fraction], nonneg: list[Terms], zeros: list
 
 
 def _at(terms: Terms, point: list[Fraction]) -> Fraction:
-    value = Fraction(0)
-    for monomial, coefficient in terms.items():
-        if len(point) != len(monomial):
-            raise Refused(f"the point has {len(point)} coordinates, not {len(monomial)}")
-        for x, exponent in zip(point, monomial, strict=True):
-            coefficient *= x**exponent
-        value += coefficient
-    return value
+    return sum((c * prod(map(pow, point, _exponents(m, len(point)))) for m, c in terms.items()), Fraction(0))
 
 
 def _functional(polynomial: Terms, certificate: Mapping[str, Any], count: int) -> None:
     basis = [_monomial(b, count) for b in certificate["basis"]]
     if not polynomial or len(set(basis)) < len(basis):
         raise Refused("the polynomial is zero, or the basis names a monomial twice")
-    left_out = _possible(polynomial) - set(basis)
+    left_out = _possible([_exponents(m, count) for m in polynomial]) - set(basis)
     if left_out:
-        raise Refused(f"the basis lacks {min(left_out)}, which a square might hold")
+        raise Refused(f"the basis lacks {min(_exponents(m, count) for m in left_out)}, which a square might hold")
     values = _terms(certificate["functional"], count)
-    matrix = [[values.get(tuple(x + y for x, y in zip(a, b, strict=True)), Fraction(0)) for b in basis] for a in basis]
+    matrix = [[values.get(a + b, Fraction(0)) for b in basis] for a in basis]
     if not _nonnegative(matrix):
         raise Refused("the functional is negative on a square")
     if sum(c * values.get(m, Fraction(0)) for m, c in polynomial.items()) >= 0:
         raise Refused("the functional is not negative on the polynomial")
 
 
-def _possible(polynomial: Terms) -> set[Monomial]:
+def _possible(support: list[tuple[int, ...]]) -> set[Monomial]:
     """Every monomial that the argument of step 1 does not strike out.
 
-    Monomials are written as numbers, with a radix so large that sums and differences of three show no carry.
+    Exponents are so small beside 2^32 that sums and differences of three monomials show no carry.
     """
-    bounds = [(min(column), max(column)) for column in zip(*polynomial, strict=True)]
-    degrees = [sum(m) for m in polynomial]
-    radix = 8 * max(degrees) + 1
-
-    def code(monomial: Monomial) -> int:
-        return sum(e * radix**place for place, e in enumerate(monomial))
-
-    left: dict[int, Monomial] = {}
+    bounds = [(min(column), max(column)) for column in zip(*support, strict=True)]
+    degrees = [sum(m) for m in support]
+    left: set[Monomial] = set()
     for seen, monomial in enumerate(_box([(-(-low // 2), high // 2) for low, high in bounds], max(degrees) // 2)):
         if seen > MOST_MONOMIALS:
             raise Refused(f"more than {MOST_MONOMIALS} monomials would have to be looked at")
         if 2 * sum(monomial) >= min(degrees):
-            left[code(monomial)] = monomial
-    known = {code(m) for m in polynomial}
-    reason: dict[int, int] = {}
-    gone = list(left)
-    while gone:
-        gone = [a for a in left if 2 * a not in known and not _stands(a, reason, left)]
-        for a in gone:
-            del left[a]
-    return set(left.values())
+            left.add(_code(monomial))
+    known = set(map(_code, support))
+    reason: dict[Monomial, Monomial] = {}
+    while gone := [a for a in left if 2 * a not in known and not _stands(a, reason, left)]:
+        left.difference_update(gone)
+    return left
 
 
-def _stands(a: int, reason: dict[int, int], left: Mapping[int, Monomial]) -> bool:
+def _stands(a: Monomial, reason: dict[Monomial, Monomial], left: set[Monomial]) -> bool:
     """Whether the square of a is the product of two others that are left; those found last are tried first."""
-    if a in reason and reason[a] in left and 2 * a - reason[a] in left:
-        return True
-    found = next((b for b in left if 2 * a - b in left and b != a), None)
-    if found is not None:
-        reason[a] = found
-    return found is not None
+    if reason.get(a) not in left or 2 * a - reason[a] not in left:
+        reason[a] = next((b for b in left if b != a and 2 * a - b in left), -1)
+    return reason[a] >= 0
 
 
-def _box(bounds: list[tuple[int, int]], degree: int) -> Iterator[Monomial]:
+def _box(bounds: list[tuple[int, int]], degree: int) -> Iterator[tuple[int, ...]]:
     """Every monomial between the bounds of at most this degree."""
     if any(low > high for low, high in bounds) or sum(low for low, _ in bounds) > degree:
         return
@@ -280,8 +289,7 @@ def main(paths: list[str]) -> int:
         except (OSError, ValueError, RecursionError) as fault:
             found, why = {}, f"the file cannot be read ({type(fault).__name__})"
         refused += why is not None
-        said = f"refused: {why}" if why else f"proven: {found['status']}"
-        print(f"{path}: {said}")
+        print(f"{path}: refused: {why}" if why else f"{path}: proven: {found['status']}")
     if not paths:
         print("usage: python -m luthier.verifier certificate.json ...")
     return 1 if refused or not paths else 0

@@ -13,7 +13,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +169,7 @@ def _said(task: Mapping[str, Any], answer: Any) -> dict[str, Any]:
         made = undecided(problem(task["problem"]), str(answer))
     except LuthierError as fault:
         return {"error": str(fault)}
-    return {"problem": task["problem"], "certificate": asdict(made), "stopped": str(answer)}
+    return {"problem": task["problem"], "certificate": made.data(), "stopped": str(answer)}
 
 
 def warm() -> None:

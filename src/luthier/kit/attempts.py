@@ -67,14 +67,18 @@ def smallest(target: Terms, program: Program, settings: Settings) -> Program | N
     return minors.face(program, target) if settings.faces and settings.minors else None
 
 
-def attempt(
-    target: Terms, program: Program, settings: Settings, ctx: Ctx, refute: bool, known: Program | None = None
-) -> Attempt:
+def attempt(target: Terms, program: Program, settings: Settings, ctx: Ctx, refute: bool) -> Attempt:
     """The target as a sum over the program's cones. refute: look for a functional that excludes it.
 
-    The program, over monomials, reaches all of the target's.  known: `smallest` of it, if that was asked before.
+    The program, over monomials, reaches all of the target's.
     """
-    known = known or smallest(target, program, settings)
+    return attempt_within(target, program, smallest(target, program, settings), settings, ctx, refute)
+
+
+def attempt_within(
+    target: Terms, program: Program, known: Program | None, settings: Settings, ctx: Ctx, refute: bool
+) -> Attempt:
+    """The same where it is known what `smallest` says of the program."""
     if known is None:
         return _in_units(target, program, settings, ctx, refute)
     made = _in_units(target, known, settings, ctx, refute=False)

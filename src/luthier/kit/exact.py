@@ -52,7 +52,7 @@ class Rounding:
     """
 
     def __init__(self, program: Program, target: Terms):
-        self.program, self.target = program, target
+        self.program = program
         self.columns: list[tuple[tuple[int, int, int], Terms, int]] = []
         """(place, its polynomial, how often an entry occurs): place is (cone, i, j), or (-1 - equation, n, n)"""
         for k, cone in enumerate(program.cones):
@@ -64,6 +64,14 @@ class Rounding:
             if k >= 0 and len(terms) == 1:
                 self.alone.setdefault(next(iter(terms)), []).append(at)
         self.rest = [m for m in program.monomials if m not in self.alone]
+        mixed = {m for (k, _, _), terms, _ in self.columns if k < 0 or len(terms) > 1 for m in terms}
+        self.given: dict[int, Fraction] = {}
+        """(column, value) where no other column gives its monomial, whatever is rounded"""
+        for m in [m for m, several in self.alone.items() if len(several) == 1 and m not in mixed]:
+            (at,) = self.alone.pop(m)
+            self.given[at] = target.get(m, Fraction(0)) / (self.columns[at][2] * self.columns[at][1][m])
+        self.open = [(at, column) for at, column in enumerate(self.columns) if at not in self.given]
+        self.wanted = {m: target.get(m, Fraction(0)) for _, (_, terms, _) in self.open for m in terms}
         self.picked: tuple[list[int], list[Exponents], Any] | None = None
 
     def at(
@@ -71,8 +79,10 @@ class Rounding:
     ) -> Rounded | None:
         """The floats, in units of `unit`, rounded to unit * 2^-bits and moved; None where no system can be solved."""
         step = unit / 2**bits
-        numbers = [grams[k][i, j] if k >= 0 else cofactors[-1 - k][i] for (k, i, j), _, _ in self.columns]
-        values = [round(float(number) * 2**bits) * step for number in numbers]
+        values = [self.given.get(at, Fraction(0)) for at in range(len(self.columns))]
+        for at, ((k, i, j), _, _) in self.open:
+            number = grams[k][i, j] if k >= 0 else cofactors[-1 - k][i]
+            values[at] = round(float(number) * 2**bits) * step
         if self.rest and not self._solve(values):
             return None
         lacking = self._lacking(values)
@@ -85,11 +95,11 @@ class Rounding:
 
     def _lacking(self, values: Sequence[Fraction]) -> dict[Exponents, Fraction]:
         """What every coefficient lacks."""
-        lacking = {m: self.target.get(m, Fraction(0)) for m in self.program.monomials}
-        for value, (_, terms, often) in zip(values, self.columns, strict=True):
-            if value:
+        lacking = dict(self.wanted)
+        for at, (_, terms, often) in self.open:
+            if values[at]:
                 for m, c in terms.items():
-                    lacking[m] -= often * c * value
+                    lacking[m] -= values[at] * often if c == 1 else values[at] * often * c
         return lacking
 
     def _solve(self, values: list[Fraction]) -> bool:
@@ -188,7 +198,7 @@ def ldl(matrix: Matrix) -> list[tuple[Fraction, list[Fraction]]] | None:
     if size >= FLOATS and _negative(matrix):
         return None
     common = math.lcm(*(x.denominator for row in matrix for x in row))
-    work = [[int(x * common) for x in row] for row in matrix]
+    work = [[x.numerator * (common // x.denominator) for x in row] for row in matrix]
     found, before = [], 1
     for k in range(size):
         pivot = work[k][k]

@@ -98,11 +98,12 @@ def _simple(width: int) -> np.ndarray:
 
 def _below(prefixes: np.ndarray, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The prefixes on which no functional exceeds its largest value on the rows."""
-    width = prefixes.shape[1]
-    tops = (rows[:, :width] @ weights.T).max(axis=0)
-    for start in range(0, len(weights), 16):
-        some = slice(start, start + 16)
-        prefixes = prefixes[(prefixes @ weights[some].T <= tops[some]).all(axis=1)]
+    floats, start = weights.T.astype(np.float64), 0  # whole numbers far below 2^53: exact, and BLAS knows floats alone
+    tops = (rows[:, : prefixes.shape[1]].astype(np.float64) @ floats).max(axis=0)
+    while start < len(weights):
+        some = slice(start, 2 * start + 16)  # a few first, which drop most
+        prefixes = prefixes[(prefixes.astype(np.float64) @ floats[:, some] <= tops[some]).all(axis=1)]
+        start = some.stop
     return prefixes
 
 

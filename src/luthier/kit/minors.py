@@ -87,12 +87,13 @@ def _null_vectors(entries: dict[tuple[int, int], Fraction], size: int) -> list[l
         if i != j and (i, i) in entries and (j, j) in entries:
             near[i] |= 1 << j
             near[j] |= 1 << i
+    floats_NN, units_N = _floats(entries, size)
     for count, group in enumerate(_cliques(near, [i for i in range(size) if (i, i) in entries])):
         if count == CLIQUES:
             break
-        minor = [[entries[min(i, j), max(i, j)] for j in group] for i in group]
-        floats = _null_space(minor, group, size)
+        floats = _null_space(floats_NN, units_N, group)
         if len(floats) and np.linalg.matrix_rank(np.vstack([seen_rN, floats]), tol=1e-6) > len(seen_rN):
+            minor = [[entries[min(i, j), max(i, j)] for j in group] for i in group]
             for short in kernel(minor, len(group)):
                 vector = [Fraction(0)] * size
                 for i, value in zip(group, short, strict=True):
@@ -102,12 +103,23 @@ def _null_vectors(entries: dict[tuple[int, int], Fraction], size: int) -> list[l
     return found
 
 
-def _null_space(minor: list[list[Fraction]], group: list[int], size: int) -> np.ndarray:
-    """Rows that span what the minor maps to 0, as far as floats see; of monomials in units of their diagonals."""
-    units = np.array([float(abs(minor[i][i])) ** 0.5 or 1.0 for i in range(len(group))])
-    values, vectors = np.linalg.eigh(np.array([[float(x) for x in row] for row in minor]) / np.outer(units, units))
-    short = vectors[:, np.abs(values) < SINGULAR].T / units
-    wide = np.zeros((len(short), size))
+def _floats(entries: dict[tuple[int, int], Fraction], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The entries in units of their diagonals, and these units."""
+    floats_NN = np.zeros((size, size))
+    for (i, j), x in entries.items():
+        floats_NN[i, j] = floats_NN[j, i] = float(x)
+    units_N = np.sqrt(np.abs(floats_NN.diagonal()))
+    units_N[units_N == 0.0] = 1.0
+    return floats_NN / np.outer(units_N, units_N), units_N
+
+
+def _null_space(floats_NN: np.ndarray, units_N: np.ndarray, group: list[int]) -> np.ndarray:
+    """Rows that span what the minor maps to 0, as far as floats see."""
+    if len(group) == 1 and floats_NN[group[0], group[0]]:
+        return np.zeros((0, len(units_N)))
+    values, vectors = np.linalg.eigh(floats_NN[np.ix_(group, group)])
+    short = vectors[:, np.abs(values) < SINGULAR].T / units_N[group]
+    wide = np.zeros((len(short), len(units_N)))
     wide[:, group] = short / np.linalg.norm(short, axis=1, keepdims=True)
     return wide
 

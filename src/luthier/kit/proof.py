@@ -13,7 +13,7 @@ from typing import Any
 
 from luthier.flows import Certificate, Ctx
 from luthier.kit import exact, gram, moments
-from luthier.kit.attempts import Attempt, Settings, attempt, smallest
+from luthier.kit.attempts import Attempt, Settings, attempt_within, smallest
 from luthier.kit.cones import Program, cone, reaches, split
 from luthier.kit.descent import below_zero
 from luthier.kit.polynomial import Exponents, Polynomial, Terms, written
@@ -42,7 +42,7 @@ def over(p: Polynomial, basis: Sequence[Exponents], settings: Settings, ctx: Ctx
     numbers["products"] = len(program.monomials)
     if any(m not in program.monomials for m in p.support):
         return undecided(asked, "a monomial is no product within a chordal block", numbers)
-    found = attempt(target, program, settings, ctx, refute=complete and not settings.chordal, known=known)
+    found = attempt_within(target, program, known, settings, ctx, refute=complete and not settings.chordal)
     numbers |= found.numbers
     if found.squares is not None:
         return summed(asked, found, basis, numbers)
