@@ -51,6 +51,52 @@ def test_zero_and_constants():
     assert refusal({**minus, "polynomial": [[[], "1"]]}) == "the functional is not negative on the polynomial"
 
 
+FRACTIONS = st.fractions(-9, 9, max_denominator=30)
+SQUARES = st.lists(
+    st.tuples(
+        st.fractions(min_value="1/1000", max_value=9),
+        st.dictionaries(st.tuples(st.integers(0, 3), st.integers(0, 3)), FRACTIONS, max_size=6),
+    ),
+    max_size=12,
+)
+
+
+@given(SQUARES, st.fractions(-1, 1))
+def test_squares_add_up_as_fractions_do(squares, wrong):
+    """Whatever their denominators are: multiplied out one by one, they are the polynomial, and no other."""
+    total = {}
+    for weight, terms in squares:
+        for a, x in terms.items():
+            for b, y in terms.items():
+                m = (a[0] + b[0], a[1] + b[1])
+                total[m] = total.get(m, 0) + weight * x * y
+    made = [[str(w), [[list(m), str(c)] for m, c in terms.items()]] for w, terms in squares]
+    said = {**GOOD, "squares": made, "polynomial": [[list(m), str(c)] for m, c in total.items()]}
+    assert refusal(said) is None
+    off = total | {(0, 0): total.get((0, 0), 0) + wrong}
+    other = refusal({**said, "polynomial": [[list(m), str(c)] for m, c in off.items()]})
+    assert (other is None) == (wrong == 0)
+
+
+def test_denominators_that_share_nothing_stay_short():
+    """A thousand squares over primes of their own: their common denominator has 25,000 bits, and is never formed."""
+    primes = [n for n in range(3, 9000) if all(n % k for k in range(2, int(n**0.5) + 1))][:1000]
+    squares = [[f"1/{n}", [[[i % 30, i // 30], f"1/{n}"]]] for i, n in enumerate(primes)]
+    polynomial = [[[2 * (i % 30), 2 * (i // 30)], f"1/{n**3}"] for i, n in enumerate(primes)]
+    assert refusal({**GOOD, "squares": squares, "polynomial": polynomial}) is None
+
+
+def test_no_product_carries_from_one_variable_to_the_next():
+    """Exponents lie side by side in one number: products of so many constraints are refused that one could overflow."""
+    power = [[[1000, 0], "1"]]
+    many = {**GOOD, "squares": [], "nonneg": [power] * 1001, "cofactors": []}
+    whole = {**many, "polynomial": [[[1_000_000, 0], "1"]], "weighted": [[list(range(1000)), [["1", [[[0, 0], "1"]]]]]]}
+    assert "degree above" in refusal(whole)  # no polynomial of that degree can be asked about
+    few = {**many, "polynomial": [[[900, 0], "1"]], "nonneg": [[[[30, 0], "1"]]] * 1001}
+    assert refusal({**few, "weighted": [[list(range(30)), [["1", [[[0, 0], "1"]]]]]]}) is None
+    assert "names no product" in refusal({**few, "weighted": [[list(range(1001)), [["1", [[[0, 0], "1"]]]]]]})
+
+
 @pytest.mark.parametrize(
     ("good", "change", "says"),
     [
