@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import sys
+import types
 from fractions import Fraction
 
 import numpy as np
@@ -319,3 +320,38 @@ def test_units_of_monomials_by_hand():
     assert [list(b.values()) for b in made.cones[0].basis] == [[1], [Fraction(1, 2**10)], [Fraction(1, 2**33)]]
     assert balance.by_squares(program, [np.diag([1.0, 2.0**-6, 2.0**-5])]) is None
     assert balance.by_squares(program, [np.zeros((3, 3))]) is None
+
+
+@pytest.mark.parametrize(
+    ("ends", "asked"), [("Solved", [False]), ("AlmostSolved", [False]), ("NumericalError", [False, True])]
+)
+def test_linear_systems_are_refined_where_the_solver_does_not_end_well(monkeypatch, ends, asked):
+    """And where both sides need not have interior points: of a lower bound, with an equation, to a fine tolerance."""
+    import clarabel
+
+    real, seen = clarabel.DefaultSolver, []
+
+    class Watched:
+        def __init__(self, *given):
+            seen.append(given[-1].iterative_refinement_enable)
+            self.solver = real(*given)
+
+        def solve(self):
+            found = self.solver.solve()
+            assert str(found.status) == "Solved"
+            return types.SimpleNamespace(
+                z=found.z, x=found.x, iterations=found.iterations, solve_time=found.solve_time, status=ends
+            )
+
+    monkeypatch.setattr(clarabel, "DefaultSolver", Watched)
+    p = polynomial("x^4 - 2x^2*y + 2y^2 + 1")
+    program = cones.Program((cones.cone([(0, 0), (2, 0), (0, 1)]),))
+    floats = {m: float(c) for m, c in p.terms}
+    plain = moments.solve(program, floats, 1e-8, 10.0)
+    assert (seen, plain.residual < 1e-6) == (asked, True)
+    seen.clear()
+    moments.solve(program, floats, 1e-12, None)
+    moments.solve(program, floats, 1e-8, None, {(0, 0): 1.0})
+    equation = cones.Program(program.cones, (cones.Free({(2, 0): Fraction(1)}, ((0, 0),)),))
+    moments.solve(equation, floats, 1e-8, None)
+    assert seen == [True] * 3

@@ -13,6 +13,7 @@ J. Optim. 31, 2021): a functional that separates p from the sums over the blocks
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -98,12 +99,15 @@ def cone(monomials: Sequence[Exponents], weight: Terms | None = None, which: tup
 
 def times(left: Terms, right: Terms) -> Terms:
     """The product of two polynomials."""
-    found: dict[Exponents, Fraction] = {}
-    for a, x in left.items():
-        for b, y in right.items():
+    above, below = (math.lcm(*(c.denominator for c in terms.values())) for terms in (left, right))
+    whole = [(b, y.numerator * (below // y.denominator)) for b, y in right.items()]
+    found: dict[Exponents, int] = {}
+    for a, c in left.items():
+        x = c.numerator * (above // c.denominator)
+        for b, y in whole:
             key = _add(a, b)
-            found[key] = found.get(key, Fraction(0)) + x * y
-    return {m: c for m, c in found.items() if c}
+            found[key] = found.get(key, 0) + x * y
+    return {m: Fraction(c, above * below) for m, c in found.items() if c}
 
 
 def plus(left: Terms, right: Terms, factor: Fraction = ONE) -> Terms:

@@ -72,6 +72,9 @@ class Rounding:
             self.given[at] = target.get(m, Fraction(0)) / (self.columns[at][2] * self.columns[at][1][m])
         self.open = [(at, column) for at, column in enumerate(self.columns) if at not in self.given]
         self.wanted = {m: target.get(m, Fraction(0)) for _, (_, terms, _) in self.open for m in terms}
+        self.below = math.lcm(*(c.denominator for _, (_, terms, _) in self.open for c in terms.values()))
+        self.whole = [(at, [(m, often * c.numerator * (self.below // c.denominator)) for m, c in terms.items()])
+                      for at, (_, terms, often) in self.open]  # fmt: skip
         self.picked: tuple[list[int], list[Exponents], Any] | None = None
 
     def at(
@@ -83,9 +86,9 @@ class Rounding:
         for at, ((k, i, j), _, _) in self.open:
             number = grams[k][i, j] if k >= 0 else cofactors[-1 - k][i]
             values[at] = round(float(number) * 2**bits) * step
-        if self.rest and not self._solve(values):
+        lacking = self._solve(values) if self.rest else self._lacking(values)
+        if lacking is None:
             return None
-        lacking = self._lacking(values)
         for m, several in self.alone.items():
             if lacking[m]:
                 share = lacking[m] / sum(self.columns[at][2] * self.columns[at][1][m] ** 2 for at in several)
@@ -95,28 +98,29 @@ class Rounding:
 
     def _lacking(self, values: Sequence[Fraction]) -> dict[Exponents, Fraction]:
         """What every coefficient lacks."""
-        lacking = dict(self.wanted)
-        for at, (_, terms, often) in self.open:
-            if values[at]:
-                for m, c in terms.items():
-                    lacking[m] -= values[at] * often if c == 1 else values[at] * often * c
-        return lacking
+        below = math.lcm(*(values[at].denominator for at, _ in self.open))
+        sums = dict.fromkeys(self.wanted, 0)
+        for at, terms in self.whole:
+            value = values[at].numerator * (below // values[at].denominator)
+            for m, c in terms if value else ():
+                sums[m] += value * c
+        return {m: wanted - Fraction(sums[m], below * self.below) for m, wanted in self.wanted.items()}
 
-    def _solve(self, values: list[Fraction]) -> bool:
-        """Meet the coefficients that no plain product gives alone."""
+    def _solve(self, values: list[Fraction]) -> dict[Exponents, Fraction] | None:
+        """Meet the coefficients that no plain product gives alone. Returns what the others lack then."""
         lacking = self._lacking(values)
         if not any(lacking[m] for m in self.rest):
-            return True
+            return lacking
         if self.picked is None:
             self.picked = self._pick()
         columns, monomials, system = self.picked
         moved = None if system is None else solved(system, [lacking[m] for m in monomials])
         if moved is None:
-            return False
+            return None
         for at, value in zip(columns, moved, strict=True):
             values[at] += value
         lacking = self._lacking(values)
-        return not any(lacking[m] for m in self.rest)
+        return None if any(lacking[m] for m in self.rest) else lacking
 
     def _pick(self) -> tuple[list[int], list[Exponents], Any]:
         """Columns that are independent as floats, as many monomials, and their system, which is None if too large."""

@@ -26,7 +26,9 @@ from luthier.kit.polynomial import Exponents
 
 ROOT = np.sqrt(2.0)
 REFINED = 1e-10
-"""A tolerance below this needs refined linear systems; else these are for programs that do not end without."""
+"""Tolerances below this need linear systems that are refined."""
+ENDED = ("Solved", "AlmostSolved", "MaxTime")
+"""what the solver says where another try gives nothing else"""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,10 @@ def solve(
     elif not program.free:
         join = _even(sparse.vstack(matrices, format="csc"))
     equations = _equations(program) if program.free else None
-    found = _solve(sizes, [m @ join for m in seen], normal @ join, equations, join.T @ cost, tolerance, seconds)
+    refined = of is not None or equations is not None or tolerance < REFINED  # else both sides have interior points
+    found = _solve(
+        sizes, [m @ join for m in seen], normal @ join, equations, join.T @ cost, tolerance, seconds, refined
+    )
     parts = np.split(np.array(found.z), np.cumsum([size * (size + 1) // 2 for size in sizes]))
     moments = join @ np.array(found.x)
     optimum = float(cost @ moments)
@@ -122,7 +127,7 @@ def central(program: Program, tolerance: float) -> dict[Exponents, float]:
     normal = np.hstack([_traces(program), np.zeros((1, 1))])
     cost = np.append(np.zeros(len(program.monomials)), -1.0)
     sizes = [len(cone.basis) for cone in program.cones]
-    found = _solve(sizes, matrices, normal, None, cost, tolerance, None)
+    found = _solve(sizes, matrices, normal, None, cost, tolerance, None, False)
     return dict(zip(program.monomials, found.x[:-1], strict=True))
 
 
@@ -134,9 +139,12 @@ def cost(sizes: Sequence[int]) -> tuple[float, int]:
 
 def _solve(
     sizes: Sequence[int], matrices: Sequence[Any], normal: np.ndarray, equations: Any, cost: np.ndarray,
-    tolerance: float, seconds: float | None,
+    tolerance: float, seconds: float | None, refined: bool,
 ) -> Any:  # fmt: skip
-    """The solver's answer; its multipliers are those of the cones, in turn, then of `normal`, then of the equations."""
+    """The solver's answer; its multipliers are those of the cones, in turn, then of `normal`, then of the equations.
+
+    refined: how linear systems are solved at first; if that does not end well, they are refined.
+    """
     clarabel, sparse = solver()
     rows = [*(-m for m in matrices), sparse.csc_matrix(normal), *([] if equations is None else [equations])]
     whole = sparse.vstack(rows, format="csc")
@@ -146,16 +154,12 @@ def _solve(
     right[-equalities] = 1.0
     zero = sparse.csc_matrix((len(cost), len(cost)))
 
-    def answer(seconds: float | None, refined: bool) -> Any:
-        how = settings(tolerance, seconds, refined)
-        return clarabel.DefaultSolver(zero, cost, whole, right, cones, how).solve()
-
-    if tolerance < REFINED:
-        return answer(seconds, True)
-    found = answer(seconds, False)
-    if str(found.status) in ("Solved", "MaxTime"):
-        return found
-    return answer(seconds if seconds is None else max(0.0, seconds - found.solve_time), True)
+    for how in (refined, True):
+        found = clarabel.DefaultSolver(zero, cost, whole, right, cones, settings(tolerance, seconds, how)).solve()
+        if how or str(found.status) in ENDED:
+            break
+        seconds = seconds and max(1e-3, seconds - found.solve_time)
+    return found
 
 
 def solver() -> tuple[Any, Any]:
