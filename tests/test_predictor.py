@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from luthier.engine import drawn
 from luthier.errors import LuthierError
 from luthier.kit import lattice, predictor, predictor_fit
+from luthier.kit.context import Context
 from luthier.kit.planted import Planting, generator, plant, task
 from luthier.kit.polynomial import Polynomial, graded
 from luthier.kit.predictor import Sizes
@@ -13,9 +15,17 @@ from luthier.kit.predictor import Sizes
 SMALL = Sizes(16, 2, 4, 24)
 
 
+def training(seed=0, steps=3, task=None, **fit):
+    return predictor_fit.Training(predictor_fit.Fit(steps=steps, sizes=SMALL, **fit), seed, task)
+
+
+def fitted(asked, **context):
+    return Context(**context).fitted("predictor", {}, asked)
+
+
 @pytest.fixture(scope="module")
 def network():
-    return predictor_fit.new(SMALL, 0).eval()
+    return training().network().eval()
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +93,11 @@ def test_pairs_that_share_a_sum_share_it():
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_others():
-    fit = predictor_fit.Fit(steps=3, sizes=SMALL)
-    first, again, other = (predictor_fit.fitted(fit, seed) for seed in (1, 1, 2))
+    first, again, other = (fitted(training(seed)) for seed in (1, 1, 2))
     assert all(torch.equal(first[k], again[k]) for k in first)
     assert not torch.equal(first["embed.weight"], other["embed.weight"])
     state = torch.get_rng_state()
-    predictor_fit.fitted(fit, 1)
+    fitted(training(1))
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -98,10 +107,53 @@ def test_weights_tell_their_sizes(network, problem):
     assert predictor.scores(again, p, candidates) == predictor.scores(network, p, candidates)
 
 
-def test_training_lowers_the_loss():
-    losses = []
-    predictor_fit.fitted(predictor_fit.Fit(steps=40, lr=5e-3, sizes=SMALL), 0, lambda step, loss: losses.append(loss))
-    assert np.mean(losses[-8:]) < 0.75 * np.mean(losses[:8])
+def test_training_lowers_the_loss(monkeypatch):
+    monkeypatch.setattr(drawn, "LOG_EVERY", 1)
+    told = []
+    fitted(training(steps=40, lr=5e-3), watch=told.append)
+    losses = [e["train"]["loss"] for e in told if e["kind"] == "metrics"]
+    assert len(losses) == 40 and np.mean(losses[-8:]) < 0.75 * np.mean(losses[:8])
+
+
+def test_a_step_is_one_of_torch(monkeypatch):
+    """Three steps written out: AdamW, the norm clipped at 1, a linear rise over the first step and then a cosine."""
+    asked = training(steps=3, lr=0.01, warmup=0.4)
+    other, rates = asked.network(), (0.01 / 1.2, 0.01 * 0.5 * (1 - np.cos(np.pi * (2 / 3) / 0.6)), None)
+    monkeypatch.setattr(drawn, "LOG_EVERY", 1)
+    told = []
+    made = fitted(asked, watch=told.append)
+    given = [e["train"]["lr"] for e in told if e["kind"] == "metrics"]
+    assert given[0] == pytest.approx(rates[0]) and 0 < given[2] < given[1] <= 0.01
+    optimizer = torch.optim.AdamW(other.parameters(), lr=1.0, weight_decay=0.01, betas=(0.9, 0.98))
+    for step, lr in enumerate(given):
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.zero_grad()
+        asked.loss(other, asked.batch(step)).backward()
+        torch.nn.utils.clip_grad_norm_(other.parameters(), 1.0)
+        optimizer.step()
+    biases = ("bias.0.bias", "bias.1.bias")  # the same for all pairs of a head: their gradient is rounding alone
+    assert all(torch.allclose(made[n], p, atol=1e-5) for n, p in other.named_parameters() if n not in biases)
+
+
+def test_a_killed_training_goes_on_where_it_was_saved(monkeypatch, tmp_path):
+    """To the same bits, with nothing left behind; a save of another training is not taken for its own."""
+    monkeypatch.setattr(drawn, "SAVE_EVERY", 2)
+    asked, steps = training(steps=6), []
+
+    def dies(event):
+        if event["kind"] == "progress" and event["done"] == 5:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        fitted(asked, cache=tmp_path, watch=dies)
+    (saves,) = tmp_path.iterdir()
+    assert sorted(p.name for p in saves.iterdir()) == ["step-00000002", "step-00000004"]
+    with pytest.raises(LuthierError, match="saved by a run with another"):
+        fitted(training(seed=1, steps=6), cache=tmp_path)
+    made = fitted(asked, cache=tmp_path, watch=lambda e: steps.append(e["done"]) if e["kind"] == "progress" else None)
+    whole = fitted(asked)
+    assert steps == [5, 6] and all(torch.equal(made[k], whole[k]) for k in whole)
+    assert [p.suffix for p in tmp_path.iterdir()] == [".safetensors"]
 
 
 def test_examples_are_labelled_with_their_basis():
@@ -112,8 +164,7 @@ def test_examples_are_labelled_with_their_basis():
 
 
 def test_every_gradient_arrives(network):
-    inputs, labels = next(iter(predictor_fit.batches(0, 1)))
-    predictor_fit.loss_of(network, inputs, labels).backward()
+    training().loss(network, training().batch(0)).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
 
@@ -127,8 +178,10 @@ def test_candidates_of_a_paper_like_one_are_consistent():
 @pytest.mark.parametrize("name", ["n6-d12-m30-block", "n8-d6-m20-sparse-clique", "n100-d10-m20-block"])
 def test_a_step_of_a_published_setting(name, network):
     """All its polynomials are drawn as the setting says, and their planted monomials are the ones to be found."""
-    (tokens, pairs, keep), labels = next(iter(predictor_fit.batches(0, 1, task(name))))
-    assert 2 <= len(labels) <= predictor_fit.MOST and torch.isfinite(tokens).all() and torch.isfinite(pairs).all()
+    asked = training(task=task(name))
+    batch = asked.batch(0)
+    keep, labels = batch["attention_mask"], batch["labels"]
+    assert 2 <= len(labels) <= predictor_fit.MOST and all(torch.isfinite(batch[k]).all() for k in ("token", "pair"))
     rng, found = generator(0, 0), []
     while len(found) < len(labels):
         made = plant(task(name), rng)
@@ -136,11 +189,11 @@ def test_a_step_of_a_published_setting(name, network):
         if rows is not None and len(rows) <= predictor_fit.CANDIDATES:
             found.append((len(rows), len(set(made.hidden) & set(rows))))
     assert [(int(k.sum()), int(label.sum())) for k, label in zip(keep, labels, strict=True)] == found
-    predictor_fit.loss_of(network, (tokens, pairs, keep), labels).backward()
+    asked.loss(network, batch).backward()
     network.zero_grad()
 
 
 def test_a_setting_that_leaves_too_many_candidates(monkeypatch):
     monkeypatch.setattr(predictor_fit, "CANDIDATES", 5)
     with pytest.raises(LuthierError, match="leaves at most 5 candidates"):
-        next(iter(predictor_fit.batches(0, 1, task("n4-d12-m30-dense"))))
+        training(task=task("n4-d12-m30-dense")).batch(0)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from luthier.engine import drawn
 from luthier.errors import LuthierError
 from luthier.kit import sequence, sequence_fit
 from luthier.kit.context import Context
@@ -14,6 +15,7 @@ from luthier.kit.predictor_fit import Fit, keyed
 from luthier.sos.neural_sos import NeuralSos
 
 SMALL = Sizes(16, 2, 8, 24)
+TRAINING = sequence_fit.Training(Fit(steps=1, sizes=SMALL), 0)
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +38,12 @@ def test_a_monomial_is_the_sum_of_its_exponents(network):
 
 @torch.no_grad()
 def test_what_is_written_depends_on_what_stands_before_it_alone(network):
-    inputs, target = sequence_fit.joined([sequence_fit.example(3, 2, generator(1))])
-    memory = network.read(inputs["rows"], inputs["values"], inputs["keep"])
-    whole, ends = network.written(memory, inputs["keep"], target)
+    inputs = sequence_fit.joined([sequence_fit.example(3, 2, generator(1))])
+    target = inputs["labels"]
+    memory = network.read(inputs["rows"], inputs["values"], inputs["attention_mask"])
+    whole, ends = network.written(memory, inputs["attention_mask"], target)
     for count in range(target.shape[1]):
-        part, end = network.written(memory, inputs["keep"], target[:, :count])
+        part, end = network.written(memory, inputs["attention_mask"], target[:, :count])
         assert torch.allclose(part[:, -1], whole[:, count], atol=1e-5)
         assert torch.allclose(end[:, -1], ends[:, count], atol=1e-5)
 
@@ -48,10 +51,12 @@ def test_what_is_written_depends_on_what_stands_before_it_alone(network):
 @torch.no_grad()
 def test_padding_changes_nothing(network):
     one, two = (sequence_fit.example(3, half, generator(half)) for half in (2, 3))
-    alone, first = sequence_fit.joined([one])
-    both, targets = sequence_fit.joined([one, two])
-    single = network.written(network.read(alone["rows"], alone["values"], alone["keep"]), alone["keep"], first)
-    joint = network.written(network.read(both["rows"], both["values"], both["keep"]), both["keep"], targets)
+    alone, both = sequence_fit.joined([one]), sequence_fit.joined([one, two])
+    first, targets = alone["labels"], both["labels"]
+    single, joint = (
+        network.written(network.read(b["rows"], b["values"], b["attention_mask"]), b["attention_mask"], target)
+        for b, target in ((alone, first), (both, targets))
+    )
     assert torch.allclose(single[0][0], joint[0][0, : first.shape[1] + 1], atol=1e-5)
 
 
@@ -63,11 +68,15 @@ def test_votes_are_named_back(monkeypatch):
     assert sequence.votes(None, p, orders) == [[a, (4, 0, 0)] for a in ((1, 0, 0), (0, 0, 1), (0, 1, 0))]
 
 
-def test_training_is_keyed_and_lowers_the_loss():
-    losses = []
+def test_training_is_keyed_and_lowers_the_loss(monkeypatch):
+    monkeypatch.setattr(drawn, "LOG_EVERY", 1)
+    told = []
     fit = Fit(steps=30, lr=1e-2, sizes=SMALL)
-    first = sequence_fit.fitted(fit, 1, lambda step, loss: losses.append(loss))
-    again, other = sequence_fit.fitted(fit, 1), sequence_fit.fitted(fit, 2)
+    first, again, other = (
+        Context(watch=watch).fitted("sequence", {}, sequence_fit.Training(fit, seed))
+        for seed, watch in ((1, told.append), (1, None), (2, None))
+    )
+    losses = [e["train"]["loss"] for e in told if e["kind"] == "metrics"]
     assert all(torch.equal(first[k], again[k]) for k in first)
     assert not torch.equal(first["ends.weight"], other["ends.weight"])
     assert np.mean(losses[-5:]) < 0.3 * np.mean(losses[:5])
@@ -80,7 +89,7 @@ def test_a_basis_can_be_learnt_by_heart():
     network = keyed(lambda: sequence.Sequence2Basis(SMALL), 0)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
     for _ in range(80):
-        loss = sequence_fit.loss_of(network, *batch)
+        loss = TRAINING.loss(network, batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -91,7 +100,7 @@ def test_a_basis_can_be_learnt_by_heart():
 
 
 def test_every_gradient_arrives(network):
-    sequence_fit.loss_of(network, *next(iter(sequence_fit.batches(0, 1)))).backward()
+    TRAINING.loss(network, TRAINING.batch(0)).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
 
@@ -121,11 +130,13 @@ def test_verdicts_hold_after_one_step_of_training(text, status, tmp_path):
 
 
 def test_a_step_of_a_published_setting():
-    inputs, target = next(iter(sequence_fit.batches(0, 1, task("n8-d4-m10-lowrank"))))
-    assert len(target) == sequence_fit.BATCH and inputs["rows"].shape[:2] == inputs["values"].shape
-    assert target.sum(-1).max() == 2 and inputs["rows"].sum(-1).max() == 4
+    fit = Fit(steps=2, sizes=SMALL)
+    batch = sequence_fit.Training(fit, 0, task("n8-d4-m10-lowrank")).batch(0)
+    target, rows = batch["labels"], batch["rows"]
+    assert len(target) == sequence_fit.BATCH and rows.shape[:2] == batch["values"].shape
+    assert target.sum(-1).max() == 2 and rows.sum(-1).max() == 4
     weights = [
-        sequence_fit.fitted(Fit(steps=2, sizes=SMALL), 0, task=task(name))["ends.weight"]
+        Context().fitted("sequence", {}, sequence_fit.Training(fit, 0, task(name)))["ends.weight"]
         for name in ("n8-d4-m10-lowrank", "n8-d4-m10-lowrank", "n8-d4-m10-lowrank-clique")
     ]
     assert torch.equal(*weights[:2]) and not torch.equal(*weights[1:])
@@ -134,4 +145,4 @@ def test_a_step_of_a_published_setting():
 @pytest.mark.parametrize("name", ["n10-d12-m30-dense", "n8-d18-m10-dense"])
 def test_settings_that_are_too_large_for_the_network(name):
     with pytest.raises(LuthierError, match="the form sequence reads 8 variables and exponents up to 16"):
-        sequence_fit.fitted(Fit(steps=1, sizes=SMALL), 0, task=task(name))
+        sequence_fit.Training(Fit(steps=1, sizes=SMALL), 0, task(name))

@@ -265,3 +265,7 @@ class Ctx(Protocol):
     def cached(self, name: str, key: Mapping[str, Any], make: Any) -> Any:
         """A map of tensors, made once for all steps of a run that ask with an equal key."""
         ...
+
+    def fitted(self, name: str, key: Mapping[str, Any], training: Any) -> Any:
+        """The same of the weights of a small network that is trained now. training: see `engine.drawn.Training`."""
+        ...

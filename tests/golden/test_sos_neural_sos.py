@@ -1,10 +1,12 @@
 """sos.neural_sos on polynomials whose truth is known, whatever the network says."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from luthier.errors import LuthierError
-from luthier.kit import lattice, predictor, predictor_fit, sequence, sequence_fit, staged
+from luthier.kit import lattice, planted, predictor, predictor_fit, sequence, staged
 from luthier.kit.context import Context
 from luthier.kit.planted import STRUCTURES, Planting, generator, plant
 from luthier.kit.polynomial import polynomial
@@ -148,7 +150,7 @@ def test_what_is_written_outside_the_candidates_is_left_out(monkeypatch):
     """A stand-in that writes x^2 and a monomial no square may hold; the votes put x^2 first."""
     monkeypatch.setattr(sequence, "greedy", lambda network, p: [(2, 0, 0), (4, 0, 0)])
     monkeypatch.setattr(sequence, "votes", lambda network, p, orders: [[(2, 0, 0), (4, 0, 0)]] * len(orders))
-    monkeypatch.setattr(sequence_fit, "fitted", lambda fit, key, told, task: {})
+    monkeypatch.setattr(Context, "fitted", lambda self, name, key, training: {})
     monkeypatch.setattr(sequence, "from_tensors", lambda tensors: None)
     first, ranked, complete = opened(monkeypatch, form="sequence", steps=1)
     assert (2, 0, 0) in first and (4, 0, 0) not in first and sorted(ranked) == sorted(complete)
@@ -157,27 +159,23 @@ def test_what_is_written_outside_the_candidates_is_left_out(monkeypatch):
 
 
 def test_training_is_told_and_kept_by_what_it_is(monkeypatch):
-    """Progress at every step, the loss at every hundredth; the key names the task where there is one."""
-    told, keys = [], []
+    """The published steps, seed and task reach the trainer; the key names the task where there is one."""
+    asked = []
 
     class Kept(Context):
-        def cached(self, name, key, make):
-            keys.append(key)
-            return make()
+        def fitted(self, name, key, training):
+            asked.append((name, key, training))
+            return {}
 
-    def fitted(fit, key, telling, task):
-        for step in (1, 99, 100, 101, 200):
-            telling(step, step / 10)
-        return {}
-
-    monkeypatch.setattr(predictor_fit, "fitted", fitted)
     monkeypatch.setattr(predictor, "from_tensors", lambda tensors: predictor.shipped("neural_sos"))
     for task in ("", "n4-d12-m30-dense"):
-        NeuralSos(steps=200, task=task).certify(COERCIVE, Kept(watch=told.append))
-    assert [e["train"] for e in told[: len(told) // 2] if e["kind"] == "metrics"] == [
-        {"step": 100, "loss": 10.0}, {"step": 200, "loss": 20.0}
-    ]  # fmt: skip
-    assert "task" not in keys[0] and keys[1] == {**keys[0], "task": "n4-d12-m30-dense"}
+        NeuralSos(steps=200, task=task).certify(COERCIVE, Kept(seed=7))
+    (name, key, plain), (other, longer, of_task) = asked
+    assert name == other == "predictor" and key["form"] == "candidates" and key["seed"] == 7
+    assert "task" not in key and longer == {**key, "task": "n4-d12-m30-dense"}
+    assert plain == predictor_fit.Training(predictor_fit.FIT.of(200), 7)
+    assert of_task == predictor_fit.Training(predictor_fit.FIT.of(200), 7, planted.task("n4-d12-m30-dense"))
+    assert key["fit"] == dataclasses.asdict(plain.fit)
 
 
 def test_what_a_training_is_planned_at():

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,16 @@ from luthier.engine.spec import TrainSpec
 from luthier.errors import LuthierError
 from luthier.flows import Ctx, Data
 from luthier.kit.encode import Row, collate, encode, pack, pad_id
+
+
+class Stream(Protocol):
+    """What a training is fed with.  items: of one pass, for a length in epochs."""
+
+    items: int
+
+    def stream(self, start: int) -> Generator[list[dict[str, Tensor]], None, None]:
+        """Micro-batches, of equal keys and with an `attention_mask` each, of the steps from `start` on, without end."""
+        ...
 
 
 class Feed:

@@ -19,14 +19,19 @@ FREE = ("batch", "accumulate", "save_every", "keep", "log_every", "checkpointing
 """fields that may differ between a save and the run that resumes it (the sequences of a step may not)"""
 
 
+def described(data: Sequence[Data]) -> list[Any]:
+    """What tells data from others: a sample of the items."""
+    return [[d.name, len(d.train), *(d.train[i].id for i in (0, -1) if len(d.train))] for d in data]
+
+
 def settings(
-    model: nn.Module, data: Sequence[Data], methods: Mapping[str, Any], spec: TrainSpec, ctx: Context, world: int
+    model: nn.Module, data: Any, methods: Mapping[str, Any], spec: TrainSpec, ctx: Context, world: int
 ) -> dict[str, Any]:
-    """Every setting by name, in plain values. The model and data enter by a sample of their content."""
+    """Every setting by name, in plain values. The model enters by a sample of its content.  data: plain values."""
     values = {name: value for name, value in spec.to_dict().items() if name not in FREE}
     values |= {"sequences of a step": spec.sequences(world), "seed": ctx.seed, "step": ctx.step}
     values |= {name: method.to_dict() for name, method in methods.items()}
-    values["data"] = [[d.name, len(d.train), d.train[0].id, d.train[-1].id] for d in data]
+    values["data"] = data
     values["model"] = sample(model)
     return values
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,21 +27,20 @@ from torch.optim import Optimizer
 
 from luthier.engine import saved
 from luthier.engine.ddp import Ranks
-from luthier.engine.feed import Feed
+from luthier.engine.feed import Feed, Stream
 from luthier.engine.flops import training_flops
 from luthier.engine.moments import load_optimizer, optimizer_state, remap
 from luthier.engine.process import ctrl_c, peak_rss
-from luthier.engine.settings import must_match, settings
+from luthier.engine.ready import ready, recompute
+from luthier.engine.settings import described, must_match, settings
 from luthier.engine.spec import TrainSpec
 from luthier.errors import LuthierError
 from luthier.flows import Data
 from luthier.kit.context import Context
-from luthier.kit.precision import cast_, working
+from luthier.kit.precision import cast_
 from luthier.shapes import Objective, Optim, Tune, Tuned
 
 __all__ = ["Interrupted", "TrainResult", "TrainSpec", "train"]
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16-mixed": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -85,14 +84,27 @@ def train(
     without training items or labels, saves of other settings, and a save the disk refuses; and
     Interrupted on Ctrl-C. A second Ctrl-C stops at once, and loses what was not saved.
     """
+    sources: list[Any] = list(data) if isinstance(data, Sequence) else [data]
+
+    def feed(ranks: Ranks) -> Feed:
+        return Feed(sources, tokenizer, spec, ctx.with_(device=ranks.device), ranks.rank, ranks.world)
+
+    return train_on(model, feed, described(sources), tune, objective, optim, spec, ctx, folder)
+
+
+def train_on(
+    model: nn.Module, make: Callable[[Ranks], Stream], data: Any, tune: Tune, objective: Objective, optim: Optim,
+    spec: TrainSpec, ctx: Context, folder: Path,
+) -> TrainResult:  # fmt: skip
+    """`train` on whatever a stream gives. make: the stream of one process.  data: plain values that tell it from
+    others, so that a save is not resumed by another. The model need not be a language model."""
     gc.collect()  # a model trained before this one hangs in cycles of its hooks
     ranks = Ranks(ctx.device)
     ctx = ctx.with_(device=ranks.device)
-    sources: list[Any] = list(data) if isinstance(data, Sequence) else [data]
-    feed = Feed(sources, tokenizer, spec, ctx, ranks.rank, ranks.world)
+    feed = make(ranks)
     was_training, stored = model.training, next(model.parameters()).dtype
-    _ready(model, spec, ranks)
-    decided = settings(model, sources, {"tune": tune, "objective": objective, "optim": optim}, spec, ctx, ranks.world)
+    ready(model, spec, ranks)
+    decided = settings(model, data, {"tune": tune, "objective": objective, "optim": optim}, spec, ctx, ranks.world)
     run = _Run(model, feed, objective, spec, ctx, Path(folder), ranks, decided)
     run.begin(tune, optim)
     with torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []), ctrl_c() as asked:
@@ -107,7 +119,7 @@ class _Run:
     """A training in progress: what a save must hold, and the step that moves it."""
 
     def __init__(
-        self, model: nn.Module, feed: Feed, objective: Objective, spec: TrainSpec, ctx: Context, folder: Path,
+        self, model: nn.Module, feed: Stream, objective: Objective, spec: TrainSpec, ctx: Context, folder: Path,
         ranks: Ranks, decided: dict[str, Any],
     ):  # fmt: skip
         self.model, self.feed, self.objective, self.spec = model, feed, objective, spec
@@ -116,7 +128,8 @@ class _Run:
         self.history: list[dict[str, Any]] = []
         self.last_save: Path | None = None
         self.total = spec.planned(feed.items, ranks.world)
-        self.weights, self.flops = sum(p.numel() for p in model.parameters()), training_flops(model, spec.max_length)
+        self.weights = sum(p.numel() for p in model.parameters())
+        self.flops = training_flops(model, spec.max_length) if hasattr(model, "config") else None
 
     def begin(self, tune: Tune, optim: Optim) -> None:
         """Bind, load the newest save, make the optimizer."""
@@ -277,24 +290,5 @@ class _Run:
         }  # fmt: skip
         delta = self.tuned.delta()
         if self.spec.checkpointing:
-            _recompute(self.model, False)
+            recompute(self.model, False)
         return TrainResult(self.tuned.bake(), delta, self.history, stats)
-
-
-def _ready(model: nn.Module, spec: TrainSpec, ranks: Ranks) -> None:
-    """Precision, device and checkpointing; the same weights on every process."""
-    cast_(model, DTYPES.get(spec.dtype) or working(next(model.parameters()).dtype, ranks.device))
-    model.to(ranks.device)
-    ranks.share_(model)
-    if spec.checkpointing:
-        _recompute(model, True)
-
-
-def _recompute(model: Any, on: bool) -> None:
-    """Activation checkpointing of a transformers model, under its name before 5.23 or its name since."""
-    word = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
-    if on:
-        getattr(model, f"{word}_checkpointing_enable")({"use_reentrant": False})
-    else:
-        getattr(model, f"{word}_checkpointing_disable")()
-        model.disable_input_require_grads()  # a hook on the embeddings, which transformers leaves behind

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -24,6 +26,10 @@ _PLAIN = {str, int}
 def _key(*parts: Any) -> int:
     text = json.dumps(parts, default=str)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def _digest(name: str, key: Mapping[str, Any]) -> str:
+    return f"{name}-{hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]}"
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,7 @@ class Context(Telling):
         from safetensors import SafetensorError
         from safetensors.torch import load_file, save_file
 
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:24]
-        path = self.cache / f"{name}-{digest}.safetensors"
+        path = self.cache / f"{_digest(name, key)}.safetensors"
         if path.exists():
             return load_file(path)
         made = make()
@@ -76,6 +81,18 @@ class Context(Telling):
         except (OSError, SafetensorError):  # a full or read-only disk only costs the next step its time
             with suppress(OSError):
                 part.unlink()
+        return made
+
+    def fitted(self, name: str, key: Mapping[str, Any], training: Any) -> dict[str, torch.Tensor]:
+        saves = None if self.cache is None else self.cache / f"{_digest(name, key)}.training"
+
+        def make() -> dict[str, torch.Tensor]:
+            drawn = importlib.import_module("luthier.engine.drawn")  # layers above the kit
+            return drawn.fitted(training, key, self, saves)
+
+        made = self.cached(name, key, make)
+        if saves is not None and saves.with_suffix(".safetensors").exists():
+            shutil.rmtree(saves, ignore_errors=True)
         return made
 
     def with_(self, **changes: Any) -> Context:

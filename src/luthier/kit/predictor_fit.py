@@ -1,14 +1,14 @@
-"""Trains the network of `kit.predictor` on planted polynomials, a new one for every place of every step.
+"""What the network of `kit.predictor` is trained on: planted polynomials, a new one for every place of every step.
 
-It has a loop of its own, since the engine's trainer feeds rows of tokens, and a candidate is no token: it is a
-row of numbers, with a matrix of pairs beside it. Everything is keyed by one number; the same key gives the same
-weights on one machine with one thread.
+A candidate is no token: it is a row of numbers, with a matrix of pairs beside it; `engine.drawn` gives such batches to
+the trainer of language models. Everything is keyed by one number; the same key gives the same weights on one machine
+with one thread.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -38,15 +38,13 @@ CANDIDATES = 800
 """that a polynomial of a task may leave; the pairs of these fit into memory"""
 Example = tuple[np.ndarray, np.ndarray, np.ndarray]
 """features of candidates and of their pairs, and labels"""
-Told = Callable[[int, float], None]
-"""called after each step with its number and loss"""
 MISSED = 2.0
 """weight of a needed candidate: one that is missing costs another program, one too many only makes it larger"""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How a network is trained."""
+    """How a network is trained: AdamW, a linear rise of the learning rate over the share `warmup`, then a cosine."""
 
     steps: int
     lr: float = 2e-3
@@ -58,44 +56,41 @@ class Fit:
         """The same with another number of steps."""
         return replace(self, steps=steps)
 
-    def rate(self, done: float) -> float:
-        """Linear warm-up, then a cosine down to 2 %."""
-        if done < self.warmup:
-            return self.lr * done / self.warmup
-        return self.lr * (0.02 + 0.49 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup))))
-
 
 FIT = Fit(steps=4000)
 """as the shipped network was trained"""
 
 
-def silent(step: int, loss: float) -> None:
-    """Nobody listens."""
+@dataclass(frozen=True)
+class Training:
+    """What `engine.drawn` asks for, of a `predictor.Network`. task: what all polynomials are drawn as."""
 
+    fit: Fit
+    key: int
+    task: Planting | None = None
 
-def fitted(fit: Fit, key: int, told: Told = silent, task: Planting | None = None) -> dict[str, Tensor]:
-    """Trained weights of a `predictor.Network` by name. task: what all polynomials are drawn as."""
-    return descended(new(fit.sizes, key), batches(key, fit.steps, task), loss_of, fit, told)
+    def network(self) -> Network:
+        """A network with keyed initial weights."""
+        return keyed(lambda: Network(self.fit.sizes), self.key)
 
+    def batch(self, step: int) -> dict[str, Tensor]:
+        """Of a step, from 0. token (B, N, F), pair (B, N, N, E), attention_mask (B, N): candidates that are no padding,
+        labels (B, N): 1 for the planted ones. All polynomials are of one shape, or of the task."""
+        rng = generator(self.key, step)
+        several = _mixed(rng) if self.task is None else _of(self.task, rng)
+        token, pair, keep = batch([(token, pair) for token, pair, _ in several])
+        labels = torch.zeros(keep.shape)
+        for i, (*_, label) in enumerate(several):
+            labels[i, : len(label)] = torch.from_numpy(label)
+        return {"token": token, "pair": pair, "attention_mask": keep, "labels": labels}
 
-def descended(network: Any, stream: Iterable[tuple[Any, Any]], loss_of: Any, fit: Fit, told: Told) -> dict[str, Tensor]:
-    """Trained weights by name, after a step of AdamW for each (inputs, labels) of the stream."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=fit.lr, weight_decay=fit.decay, betas=(0.9, 0.98))
-    for step, (inputs, labels) in enumerate(stream, start=1):
-        for group in optimizer.param_groups:
-            group["lr"] = fit.rate(step / fit.steps)
-        loss = loss_of(network, inputs, labels)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        told(step, float(loss.detach()))
-    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-
-
-def new(sizes: Sizes, key: int) -> Network:
-    """A network with keyed initial weights."""
-    return keyed(lambda: Network(sizes), key)
+    def loss(self, network: Network, batch: Mapping[str, Tensor]) -> Tensor:
+        """Cross-entropy of each candidate, the mean over a polynomial's, then over polynomials."""
+        keep_BN = batch["attention_mask"]
+        weight = torch.full((), MISSED, device=keep_BN.device)
+        logits_BN = network(batch["token"], batch["pair"], keep_BN)
+        each_BN = F.binary_cross_entropy_with_logits(logits_BN, batch["labels"], pos_weight=weight, reduction="none")
+        return ((each_BN * keep_BN).sum(1) / keep_BN.sum(1)).mean()
 
 
 def keyed(make: Callable[[], Any], key: int) -> Any:
@@ -110,27 +105,6 @@ def keyed(make: Callable[[], Any], key: int) -> Any:
             elif name.endswith("bias"):
                 p.zero_()
     return network
-
-
-def loss_of(network: Network, inputs: tuple[Tensor, Tensor, Tensor], labels_BN: Tensor) -> Tensor:
-    """Cross-entropy of each candidate, the mean over a polynomial's, then over polynomials."""
-    keep_BN = inputs[2]
-    weight = torch.full((), MISSED)
-    each_BN = F.binary_cross_entropy_with_logits(network(*inputs), labels_BN, pos_weight=weight, reduction="none")
-    return ((each_BN * keep_BN).sum(1) / keep_BN.sum(1)).mean()
-
-
-def batches(
-    key: int, steps: int, task: Planting | None = None
-) -> Iterator[tuple[tuple[Tensor, Tensor, Tensor], Tensor]]:
-    """Inputs and labels, step by step; polynomials of one step are of one shape, or of one task."""
-    for step in range(steps):
-        rng = generator(key, step)
-        several = _mixed(rng) if task is None else _of(task, rng)
-        labels = torch.zeros(len(several), max(len(label) for *_, label in several))
-        for i, (*_, label) in enumerate(several):
-            labels[i, : len(label)] = torch.from_numpy(label)
-        yield batch([(token, pair) for token, pair, _ in several]), labels
 
 
 def _mixed(rng: np.random.Generator) -> list[Example]:

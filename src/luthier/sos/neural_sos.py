@@ -47,8 +47,8 @@ class NeuralSos(Certify):
     form: Literal["candidates", "sequence"] = "candidates"
     """candidates: scores all at once, and needs no votes; sequence: writes the basis, as published"""
     steps: Natural = 0
-    """training steps of a network made anew, kept in the cache of the run; 0 takes the one that is shipped, which is
-    of the form candidates"""
+    """training steps of a network made anew, kept in the cache of the run (a killed training goes on where it was last
+    saved); 0 takes the one that is shipped, which is of the form candidates"""
     task: str = ""
     """what it is trained on: nothing for the mixture of the shipped one, or a setting of the published grid by its
     variables, degree, basis size and structure, as n8-d6-m20-sparse, or n8-d6-m20-sparse-clique"""
@@ -83,9 +83,7 @@ class NeuralSos(Certify):
                 raise LuthierError(what, where=self.id, do="give steps, to train one")
 
     def ahead(self) -> tuple[Any, float]:
-        each = (
-            0.25 if self.form == "sequence" else 0.15
-        )  # measured for the mixture; the largest tasks take five times it
+        each = 0.25 if self.form == "sequence" else 0.15  # seconds of the mixture; the largest tasks take five times it
         return (self.form, self.steps, self.task), each * self.steps
 
     def certify(self, problem: Any, ctx: Ctx) -> Certificate:
@@ -133,13 +131,7 @@ class NeuralSos(Certify):
         if not self.steps:
             return predictor.shipped("neural_sos")
         fit = training.FIT.of(self.steps)
-
-        def told(step: int, loss: float) -> None:
-            ctx.emit("progress", what="train", done=step, total=self.steps)
-            if step % 100 == 0:
-                ctx.emit("metrics", train={"step": step, "loss": loss})
-
-        task = planted.task(self.task) if self.task else None
         key = {"form": self.form, "fit": dataclasses.asdict(fit), "seed": ctx.seed}  # the same for every step of a run
-        key |= {"task": self.task} if task else {}
-        return form.from_tensors(ctx.cached("predictor", key, lambda: training.fitted(fit, ctx.seed, told, task)))
+        key |= {"task": self.task} if self.task else {}
+        asked = training.Training(fit, ctx.seed, planted.task(self.task) if self.task else None)
+        return form.from_tensors(ctx.fitted("predictor", key, asked))
