@@ -93,7 +93,8 @@ class Rounding:
             if lacking[m]:
                 share = lacking[m] / sum(self.columns[at][2] * self.columns[at][1][m] ** 2 for at in several)
                 for at in several:
-                    values[at] += share * self.columns[at][1][m]
+                    c = self.columns[at][1][m]
+                    values[at] += share if c == 1 else share * c
         return self._shaped(values)
 
     def _lacking(self, values: Sequence[Fraction]) -> dict[Exponents, Fraction]:
