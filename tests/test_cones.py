@@ -355,3 +355,13 @@ def test_linear_systems_are_refined_where_the_solver_does_not_end_well(monkeypat
     equation = cones.Program(program.cones, (cones.Free({(2, 0): Fraction(1)}, ((0, 0),)),))
     moments.solve(equation, floats, 1e-8, None)
     assert seen == [True] * 3
+
+
+@pytest.mark.parametrize("size", [3, 40])
+def test_the_first_monomial_that_no_product_gives(size):
+    """By hand, where all products are formed and where each is looked for."""
+    basis = [(i, j) for i in range(size) for j in range(2)]
+    assert cones.unreached(basis, [(2 * size - 2, 2), (size, 1), (0, 0)]) is None
+    assert cones.unreached(basis, [(0, 1), (0, 3), (2 * size - 1, 0)]) == (0, 3)
+    assert cones.unreached(basis, [(2 * size - 1, 0)] * 40) == (2 * size - 1, 0)
+    assert cones.unreached([], [(0, 0)]) == (0, 0) and cones.unreached(basis, []) is None

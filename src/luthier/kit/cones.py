@@ -118,10 +118,13 @@ def plus(left: Terms, right: Terms, factor: Fraction = ONE) -> Terms:
     return {m: c for m, c in found.items() if c}
 
 
-def reaches(basis: Sequence[Exponents], monomial: Exponents) -> bool:
-    """Whether the monomial is a product of two of the basis."""
+def unreached(basis: Sequence[Exponents], monomials: Sequence[Exponents]) -> Exponents | None:
+    """The first of the monomials that is no product of two of the basis."""
+    if len(basis) ** 2 < 20 * len(monomials):  # all products cost less than looking for one of each
+        products = {_add(a, b) for i, a in enumerate(basis) for b in basis[: i + 1]}
+        return next((m for m in monomials if m not in products), None)
     there = set(basis)
-    return any(tuple(map(int.__sub__, monomial, b)) in there for b in basis)
+    return next((m for m in monomials if all(tuple(map(int.__sub__, m, b)) not in there for b in basis)), None)
 
 
 def split(program: Program, support: Iterable[Exponents], chordal: bool = False) -> Program:

@@ -69,7 +69,8 @@ class Rounding:
         """(column, value) where no other column gives its monomial, whatever is rounded"""
         for m in [m for m, several in self.alone.items() if len(several) == 1 and m not in mixed]:
             (at,) = self.alone.pop(m)
-            self.given[at] = target.get(m, Fraction(0)) / (self.columns[at][2] * self.columns[at][1][m])
+            often, c = self.columns[at][2], self.columns[at][1][m]
+            self.given[at] = target.get(m, Fraction(0)) / (often if c == 1 else often * c)
         self.open = [(at, column) for at, column in enumerate(self.columns) if at not in self.given]
         self.wanted = {m: target.get(m, Fraction(0)) for _, (_, terms, _) in self.open for m in terms}
         self.below = math.lcm(*(c.denominator for _, (_, terms, _) in self.open for c in terms.values()))

@@ -67,9 +67,11 @@ def known(program: Program, target: Terms) -> Known:
             continue
         at = touching[m].pop()
         (k, i, j), terms, often = columns[at]
-        value = lacking[m] / (often * terms[m])
+        value = lacking[m] / often if terms[m] == 1 else lacking[m] / (often * terms[m])
         if k >= 0:
             found[k][i, j] = value
+        if len(terms) == 1:  # no other column gives m, and this one gives nothing else
+            continue
         for other, c in terms.items():
             lacking[other] -= often * c * value
             touching[other].discard(at)

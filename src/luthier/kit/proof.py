@@ -14,7 +14,7 @@ from typing import Any
 from luthier.flows import Certificate, Ctx
 from luthier.kit import exact, gram, moments
 from luthier.kit.attempts import Attempt, Settings, attempt_within, smallest
-from luthier.kit.cones import Program, cone, reaches, split
+from luthier.kit.cones import Program, cone, split, unreached
 from luthier.kit.descent import below_zero
 from luthier.kit.polynomial import Exponents, Polynomial, Terms, written
 from luthier.kit.problem import Problem
@@ -31,7 +31,7 @@ def over(p: Polynomial, basis: Sequence[Exponents], settings: Settings, ctx: Ctx
     """
     asked, target = Problem(p), dict(p.terms)
     numbers: dict[str, float] = {"all": gram.everything(p), "basis": len(basis)}
-    alone = next((m for m in p.support if not reaches(basis, m)), None)
+    alone = unreached(basis, p.support)
     if alone is not None:
         return lonely(asked, alone, basis, numbers, complete)
     program = split(Program((cone(basis),)), p.support, settings.chordal)
