@@ -1,5 +1,6 @@
 """Reports of searches: how they got on, the front with its hypervolume, and the best few candidates."""
 
+import dataclasses
 import json
 import re
 
@@ -108,6 +109,16 @@ def test_what_no_candidate_moves_is_no_objective():
     assert "100.0%" in "".join(texts(made.pictures[0][1])) and len(section([(1, 1), (1, 2), (1, 3)]).pictures) == 1
 
 
+def test_a_front_has_one_hypervolume():
+    """Where the search has told its own, before another reference, the picture tells that one."""
+    told = table([(3, 3), (1, 2.5), (2, 1)])
+    own = "front: 2 of 2 merges, hypervolume 9 (predicted 8) before the worst of the base (d nll 4, e nll 4)"
+    made = sections({"x": dataclasses.replace(told, notes=("cost: 3 s", own))})[0]
+    caption = made.pictures[1][0]
+    assert caption.endswith(": the front, hypervolume 9 (predicted 8) before the worst of the base (d nll 4, e nll 4).")
+    assert caption.count("hypervolume") == 1
+
+
 def test_many_objectives_have_no_hypervolume():
     names = tuple(f"{x} nll" for x in "abcde")
     made = sections({"x": table([(3,) * 5, (1,) * 5, (2,) * 5], names)})[0]
@@ -174,5 +185,7 @@ def test_a_run_with_a_search(tmp_path):
     page = report.build(run.folder).read_text()
     assert "Search: trade" in page and "steps/trade/table.json" in page and page.count("<small>chosen</small>") == 1
     assert page.count("<figure") == page.count("<figcaption>") == 2 and 'role="img"' in page
-    assert "Its hypervolume is" in page and "merge.task_arithmetic: weights" in page
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page, re.DOTALL)
+    assert ["hypervolume" in c for c in captions] == [False, True] and "Its hypervolume is" not in page  # MAP's own
+    assert "merge.task_arithmetic: weights" in page
     assert "predicted" in report.summary(run.folder).studies["trade"].columns[-2]

@@ -61,7 +61,7 @@ def _section(name: str, table: Table) -> Section:
     moving = [n for n in names if len({r[n] for r in (base, *whole)}) > 1]
     if len(moving) > 1 and pictures:
         still = [f" {label(n)} is the same for all and left out." for n in names if n not in moving]
-        said = _tradeoff(base, whole, best, moving) + "".join(still)
+        said = _tradeoff(base, whole, best, moving, table.notes) + "".join(still)
         pictures.append((said, tradeoffs(base, whole, best, moving)))
     few = _few(whole, values, best)
     cells = [_cells(row, names) for row in (base, *few)]
@@ -69,8 +69,12 @@ def _section(name: str, table: Table) -> Section:
     return Section(name, text, tuple(pictures), columns, tuple(cells), 1)
 
 
-def _tradeoff(base: Row, whole: Sequence[Row], best: Sequence[Row], names: Sequence[str]) -> str:
+def _tradeoff(base: Row, whole: Sequence[Row], best: Sequence[Row], names: Sequence[str], notes: Sequence[str]) -> str:
+    """notes: a method's own words on its front count, so that one front has one hypervolume."""
     said = f"{len(best)} of {len(whole)} candidates are beaten by no other one in every objective"
+    own = next((n.partition(", ")[2] for n in notes if n.startswith("front: ") and "hypervolume" in n), "")
+    if own:
+        return f"{said}: the front, {own}."
     if len(names) > DEEP:
         return said + "."
     worst = [max(r[n] for r in (base, *whole)) for n in names]
