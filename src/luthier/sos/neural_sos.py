@@ -83,7 +83,7 @@ class NeuralSos(Certify):
                 raise LuthierError(what, where=self.id, do="give steps, to train one")
 
     def ahead(self) -> tuple[Any, float]:
-        each = 0.25 if self.form == "sequence" else 0.15  # seconds of the mixture; the largest tasks take five times it
+        each = 0.25 if self.form == "sequence" else 0.08  # seconds of the mixture; the largest tasks take five times it
         return (self.form, self.steps, self.task), each * self.steps
 
     def certify(self, problem: Any, ctx: Ctx) -> Certificate:
