@@ -201,10 +201,10 @@ def ldl(matrix: Matrix) -> list[tuple[Fraction, list[Fraction]]] | None:
     """(d, column) of each nonzero pivot, so that the matrix is the sum of d * column column'; None if the
     matrix is not positive semidefinite. Elimination without fractions (Bareiss)."""
     size = len(matrix)
-    if size >= FLOATS and _negative(matrix):
-        return None
     common = math.lcm(*(x.denominator for row in matrix for x in row))
     work = [[x.numerator * (common // x.denominator) for x in row] for row in matrix]
+    if size >= FLOATS and _negative(work, common):
+        return None
     found, before = [], 1
     for k in range(size):
         pivot = work[k][k]
@@ -221,10 +221,11 @@ def ldl(matrix: Matrix) -> list[tuple[Fraction, list[Fraction]]] | None:
     return found
 
 
-def _negative(matrix: Matrix) -> bool:
-    """Whether floats leave no doubt that the matrix is not positive semidefinite, which saves whole numbers."""
+def _negative(work: list[list[int]], common: int) -> bool:
+    """Whether floats leave no doubt that the matrix work / common is not positive semidefinite, which saves
+    elimination."""
     try:
-        numbers = np.array([[float(x) for x in row] for row in matrix])
+        numbers = np.array([[x / common for x in row] for row in work])
     except OverflowError:
         return False
     diagonal = numbers.diagonal()

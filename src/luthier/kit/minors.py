@@ -119,7 +119,10 @@ def _null_space(floats_NN: np.ndarray, units_N: np.ndarray, group: list[int]) ->
     """Rows that span what the minor maps to 0, as far as floats see."""
     if len(group) == 1 and floats_NN[group[0], group[0]]:
         return np.zeros((0, len(units_N)))
-    values, vectors = np.linalg.eigh(floats_NN[np.ix_(group, group)])
+    minor = floats_NN[np.ix_(group, group)]
+    if np.abs(np.linalg.eigvalsh(minor)).min() >= 2 * SINGULAR:  # most are not singular, and need no vectors
+        return np.zeros((0, len(units_N)))
+    values, vectors = np.linalg.eigh(minor)
     short = vectors[:, np.abs(values) < SINGULAR].T / units_N[group]
     wide = np.zeros((len(short), len(units_N)))
     wide[:, group] = short / np.linalg.norm(short, axis=1, keepdims=True)
