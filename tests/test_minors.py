@@ -2,8 +2,8 @@
 
 import dataclasses
 import itertools
-import random
 import math
+import random
 from fractions import Fraction
 
 import numpy as np
