@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dying import ended, fork
-from luthier.engine import search, storages
+from luthier.engine import process, search, storages
 from luthier.engine.finished import BROKEN
 from luthier.engine.search import Trials
 from luthier.errors import LuthierError
@@ -141,6 +141,24 @@ def test_a_trial_too_old_is_given_up(tmp_path, monkeypatch):
     late = finish(lost, [9.0, 9.0, 9.0])  # it was alive after all
     assert late.values == (bowl([9.0, 9.0, 9.0]),)
     assert len(trials.finished()) == 4 and candidates(Trials(tmp_path / "log", "s", "lost")) == candidates(trials)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trial_of_a_process_that_is_gone_is_begun_again_at_once(kind, tmp_path):
+    """By whoever is left, on the same machine; of another machine's process nobody knows."""
+
+    def dies():
+        go(Trials(place(kind, tmp_path), "s", "other"), 4, upto=2)
+        os._exit(9)
+
+    child = fork(dies)
+    assert ended(child) != 0
+    began = time.monotonic()
+    trials = Trials(place(kind, tmp_path), "s", "me")
+    go(trials, 4)
+    assert [done.ordinal for done in trials.finished()] == [0, 1, 2, 3] and time.monotonic() - began < 60
+    assert process.dead(f"{process.process().rpartition(' ')[0]} {child}") and not process.dead(process.process())
+    assert not any(process.dead(owner) for owner in ("", f"elsewhere 1 2 {child}", f" {child}", "here"))
 
 
 def test_one_that_died_before_it_had_a_place_holds_nobody_up(tmp_path, monkeypatch):
@@ -340,8 +358,9 @@ def test_a_line_that_was_left_half_written_is_cut_off(half, tmp_path):
     assert (tmp_path / "log").read_bytes().startswith(whole)
     assert all(json.loads(line) for line in (tmp_path / "log").read_text().splitlines())
     assert len(Trials(tmp_path / "log", "s", "me").finished()) == 5
-    (tmp_path / "new").write_bytes(half)
-    assert Trials(tmp_path / "new", "s", "me").finished() == []
+    if half.startswith(b"{"):
+        (tmp_path / "new").write_bytes(half)
+        assert Trials(tmp_path / "new", "s", "me").finished() == []
 
 
 def test_a_dead_process_holds_no_lock(tmp_path):
@@ -369,6 +388,15 @@ def test_storages_that_cannot_be(storage, says):
     with pytest.raises(LuthierError) as fault:
         Trials(storage, "s", "me")
     assert says in str(fault.value) and "\n" not in str(fault.value)
+
+
+@pytest.mark.parametrize("text", ["my notes", "my notes\nof two lines\n", '{"op": 1}'])
+def test_a_file_that_is_no_journal_is_left_as_it_was(text, tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text(text)
+    with pytest.raises(LuthierError, match="notes.txt holds something else than trials; name a file that is not"):
+        Trials(f"journal:{path}", "s", "me")
+    assert path.read_text() == text
 
 
 def test_a_folder_is_no_journal(tmp_path):

@@ -104,6 +104,25 @@ def test_a_recipe_locks_unlocks_and_breaks(there):
     assert run(recipe(), folder="out").kept == ("locked", "back", "broken", "merged")
 
 
+@pytest.mark.parametrize(("id_", "step"), [
+    ("compress.stitch", {"base": "locked", "set": {"layers": ["base.1"]}}),
+    ("merge.linear", {"experts": ["locked", "base"], "set": {"weights": [0.9, 0.1]}}),
+])  # fmt: skip
+def test_no_key_undoes_what_was_cut_or_mixed_since(there, id_, step):
+    """The secrets follow the places of layers: the right key would leave weights that are neither one's."""
+    locked = recipe()["steps"]["locked"]
+    changed = {"luthier": 1, "steps": {"locked": locked, "changed": {"use": id_, **step}}}
+    changed["steps"]["back"] = {
+        "use": "protect.mergelock", "model": "changed", "key": "secret.key", "set": {"invert": True}
+    }  # fmt: skip
+    with pytest.raises(LuthierError, match=f"locked with key .*, and {id_} has changed its weights since"):
+        run(changed, folder="out")
+    assert json.loads((there / "out" / "steps" / "changed" / "config.json").read_text())[ENTRY]["parts"]
+    del changed["steps"]["back"]
+    plain = run(changed, folder="out")
+    assert plain.path("changed").is_dir()
+
+
 def test_the_key_is_left_nowhere(there):
     run(recipe(), folder="out")
     (there / "secret.key").unlink()

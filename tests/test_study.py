@@ -2,6 +2,7 @@
 
 import json
 import sys
+import types
 
 import pytest
 import torch
@@ -224,6 +225,9 @@ def test_plan_counts_what_is_looked_at(home):
     ({"search": {"trials": 0}}, "search.trials"),
     ({"search": {"measures": []}}, "names no measure"),
     ({"search": {"measures": ["tune.full"]}}, "expected a method of shape Measure"),
+    ({"search": {"measures": ["eval.compare"]}}, "eval.compare gives no value for each item; take eval.perplexity or"),
+    ({"search": {"measures": ["eval.perplexity", "probe.depth"]}}, "probe.depth gives no value for each item"),
+    ({"search": {"storage": "foo.db"}}, "'foo.db' is no storage; write journal:PATH or an SQL address"),
     ({"items": 4}, "'items' belongs under search"),
     ({"train": {"steps": 3}}, "does not train"),
     ({"experts": ["a"]}, "experts"),
@@ -287,6 +291,28 @@ def test_rungs():
     assert SearchSpec(items=40).rungs(40) == (40,)
     assert SearchSpec(items=9, first=3).rungs(9) == (3, 9)
     assert SearchSpec(items=40, first=4, factor=2).rungs(6) == (4, 6)
+
+
+@pytest.mark.parametrize(("value", "factor", "behind"), [
+    (1.5, 3, False), (2.0, 3, False), (2.5, 3, True), (3.5, 2, True), (3.0, 2, False), (0.0, 7, False), (9.0, 7, False),
+])  # fmt: skip
+def test_one_in_so_many_goes_on(value, factor, behind):
+    """Asynchronous successive halving by hand: five have come as far; of them and this one a third, or a half, goes on.
+    Of fewer than the factor nobody is stopped."""
+    others = [types.SimpleNamespace(rungs={2: (float(v),)}) for v in (5, 3, 1, 4, 2)]
+    others.append(types.SimpleNamespace(rungs={1: (0.0,)}))
+    judge = object.__new__(Evaluator)
+    judge.spec = SearchSpec(factor=factor)
+    judge._trials = types.SimpleNamespace(finished=lambda: others)
+    assert judge._behind((value,), 2, lambda values: values[0]) is behind
+
+
+def test_what_was_judged_before_costs_no_look(first):
+    """As many looks as items that each row was judged by; a row that took no time was known, and costs none."""
+    table = first[0].table("short")
+    (cost,) = [n for n in table.notes if "looks at an item" in n]
+    looks = sum(row["items"] for row in table.dicts() if row["seconds"])
+    assert cost.startswith(f"{len(table.rows) - 1} candidates, {looks} looks at an item") and looks % 3 == 0
 
 
 def test_a_thread_count_changes_no_value(home, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
 import resource
 import signal
 import sys
@@ -10,7 +12,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -82,3 +85,29 @@ def in_order(
             del future
             yield done
             held -= weight
+
+
+def process() -> str:
+    """This process, by its machine, start of it and space of numbers, and number."""
+    return f"{_here()} {os.getpid()}"
+
+
+def _here() -> str:
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{platform.node()} {boot} {os.stat('/proc/self/ns/pid').st_ino}"
+    return ""
+
+
+def dead(owner: str) -> bool:
+    """Whether a process that wrote `process` is known to have ended: it was one of this machine, and is gone."""
+    here, _, number = owner.rpartition(" ")
+    if not here or here != _here() or not number.isdigit():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.engine.finished import Body, Done, finite
+from luthier.engine.process import dead, process
 from luthier.engine.samplers import SAMPLERS, Evolving, independent, optuna_, suggested
 from luthier.engine.storages import begun, kept
 from luthier.errors import LuthierError, unknown
@@ -143,7 +144,8 @@ class Trials:
             if begun is None:  # somebody else has the last ones in hand
                 if not waited:
                     many = f"waiting for {others} trial{'s' * (others != 1)} that others have in hand"
-                    ctx.emit("log", text=f"{many}; one that is silent for {PATIENCE / 60:.0f} minutes counts as dead")
+                    silent = f"one that is silent for {PATIENCE / 60:.0f} minutes counts as dead"
+                    ctx.emit("log", text=f"{many}; {silent}")
                 waited = True
                 time.sleep(1.0)
                 continue
@@ -161,7 +163,7 @@ class Trials:
     def alive(self, trial: Any) -> None:
         """Write down when a trial of ours was last heard of."""
         with suppress(self.optuna.exceptions.UpdateFinishedTrialError):
-            trial.set_user_attr("owner", {"name": self.owner, "since": time.time()})
+            trial.set_user_attr("owner", self._ours())
 
     @kept
     def note(self, candidate: str, rungs: Mapping[int, tuple[float, ...]], seconds: float, parameters: int) -> Done:
@@ -190,6 +192,9 @@ class Trials:
         self.study.tell(trial, value, state=state, skip_if_finished=True)
         return done
 
+    def _ours(self) -> dict[str, Any]:
+        return {"name": self.owner, "since": time.time(), "process": process()}
+
     @kept
     def _in(self, *states: str) -> list[Any]:
         known = self.optuna.trial.TrialState
@@ -209,7 +214,8 @@ class Trials:
         for trial in self._in(RUNNING):
             if "ordinal" not in trial.user_attrs:  # it may have died before it got so far: see `_place`
                 continue
-            if time.time() - trial.user_attrs["owner"]["since"] > PATIENCE:
+            owner = trial.user_attrs["owner"]
+            if time.time() - owner["since"] > PATIENCE or dead(owner.get("process", "")):
                 self._give_up(trial.number)
             else:
                 alive += 1
@@ -220,7 +226,7 @@ class Trials:
         """A new trial and its place; None if others have all there are."""
         trial = self.study.ask()
         try:
-            trial.set_user_attr("owner", {"name": self.owner, "since": time.time()})
+            trial.set_user_attr("owner", self._ours())
             ordinal = self._place(trial.number)
             trial.set_user_attr("ordinal", ordinal)
         except self.optuna.exceptions.UpdateFinishedTrialError:  # we took so long that we were given up for dead

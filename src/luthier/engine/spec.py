@@ -11,6 +11,8 @@ from luthier.errors import LuthierError, unknown
 from luthier.fields import Count, Natural, Positive, Range, coerce, hints, thaw
 from luthier.shapes import Measure
 
+BY_ITEM = ("eval.perplexity", "eval.accuracy")
+"""measures of ours that candidates can be judged by"""
 MEMORY = 512 << 20
 """Bytes a streamed transform may hold unless told otherwise."""
 
@@ -125,6 +127,13 @@ class TrainSpec(_Spec):
         return self.lr * shape[self.schedule]
 
 
+def must_be_storage(text: str) -> None:
+    """LuthierError for what names no place for trials."""
+    if "://" not in text and not (text.startswith("journal:") and text != "journal:"):
+        raise LuthierError(f"{text!r} is no storage", where="search.storage",
+                           do="write journal:PATH or an SQL address such as sqlite:///trials.db")  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchSpec(_Spec):
     """How long to search, and by what candidates are judged. Values are checked like a method's fields."""
@@ -149,6 +158,12 @@ class SearchSpec(_Spec):
     def check(self) -> None:
         if not self.measures:
             raise LuthierError("names no measure", where="search.measures", do="write [eval.perplexity]")
+        for id_ in (m.id for m in self.measures):
+            if id_.startswith(("eval.", "probe.")) and id_ not in BY_ITEM:
+                what = f"{id_} gives no value for each item"
+                raise LuthierError(what, where="search.measures", do=f"take {' or '.join(BY_ITEM)}")
+        if self.storage is not None:
+            must_be_storage(self.storage)
 
     def rungs(self, items: int) -> tuple[int, ...]:
         """How many items a candidate has been judged by at each stop; the last is all of them."""

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from luthier.engine.samplers import optuna_
+from luthier.engine.spec import must_be_storage
 from luthier.errors import LuthierError
 
 BLOCK = 1 << 16
+RECORD = b'{"op_code"'
+"""how every line of a journal begins"""
 SQL: dict[str, Any] = {"pool_pre_ping": True}
 """How databases are opened: a connection that was closed while a model was looked at is opened again."""
 PATIENT = {**SQL, "connect_args": {"timeout": 60}}
@@ -73,13 +76,23 @@ def opened(storage: Path | str) -> Any:
     optuna = optuna_()
     if isinstance(storage, str) and "://" in storage:
         return optuna.storages.RDBStorage(storage, PATIENT if storage.startswith("sqlite") else SQL)
-    if isinstance(storage, str) and not (storage.startswith("journal:") and storage != "journal:"):
-        raise LuthierError(f"{storage!r} is no storage", where="search.storage",
-                           do="write journal:PATH or an SQL address such as sqlite:///trials.db")  # fmt: skip
+    if isinstance(storage, str):
+        must_be_storage(storage)
     path = Path(str(storage).removeprefix("journal:"))
+    _must_be_journal(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     backend = optuna.storages.journal.JournalFileBackend(str(path), lock_obj=Lock(path))
     return optuna.storages.JournalStorage(backend)
+
+
+def _must_be_journal(path: Path) -> None:
+    """LuthierError for a file that holds something else, which a `Lock` would cut."""
+    if path.is_file():
+        with path.open("rb") as file:
+            begins = file.read(len(RECORD))
+        if not RECORD.startswith(begins):  # the first record may be half written
+            what = f"{path} holds something else than trials"
+            raise LuthierError(what, where="search.storage", do="name a file that is not there yet")
 
 
 class Lock:

@@ -25,6 +25,7 @@ from luthier.checkpoint.reader import Checkpoint, TensorInfo
 from luthier.checkpoint.writer import ShardWriter, config_with_dtype, copy_sidecars, write_folder
 from luthier.engine import calibration
 from luthier.engine.layout import PLAIN, Layout, Spoken
+from luthier.engine.marks import still_true
 from luthier.engine.onto import planned_onto, put_onto
 from luthier.engine.pieces import BATCH, CHUNK, Inputs, Memory, Source, check_grain, check_shapes, where
 from luthier.engine.process import one_thread_each
@@ -115,6 +116,7 @@ def put_transform(
     home = next(s for s in _sources(base, experts) if isinstance(s, Checkpoint))
     said = None if isinstance(home, Adapter) else dtype  # an adapter's config says nothing of it
     config = spoken.config(config_with_dtype(inputs.config, said) if said else dict(inputs.config))
+    config = still_true(config, _sources(base, experts), method.id)
     for note in spoken.notes:
         ctx.emit("log", text=note)
     ctx = calibration.opened(method, base, experts, ctx)

@@ -180,7 +180,8 @@ class Evaluator:
             rows.append(head | dict(zip(self.objectives, done.values, strict=True)) | rest | more)
         if not any(row["chosen"] for row in rows):
             raise LuthierError("the chosen candidate was never judged", where=self.id)
-        looked = sum(min(row["items"], len(some.test)) for row in rows for some in self._data)
+        judged = [row for row in rows if row["seconds"]]  # what was judged before takes no time and no look
+        looked = sum(min(row["items"], len(some.test)) for row in judged for some in self._data)
         many, took = "s" * (len(rows) != 2), sum(row["seconds"] for row in rows)
         cost = f"{len(rows) - 1} candidate{many}, {looked} looks at an item, {took:.0f} s"
         return Table.from_dicts(rows, (*notes, cost))
