@@ -102,6 +102,12 @@ def test_show_tells_what_the_card_holds(capsys):
     assert json.loads(out)["id"] == "merge.ties"
 
 
+def test_show_knows_recipes_by_name(capsys):
+    code, out, err = said(capsys, "show", "quickstart")
+    assert (code, out) == (2, "")
+    assert "quickstart is a recipe, no method; luthier plan quickstart, or read " in err
+
+
 def test_every_method_can_be_shown(capsys):
     for id_ in catalogue.cards():
         code, out, _ = said(capsys, "show", id_)

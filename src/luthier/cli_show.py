@@ -68,11 +68,20 @@ def options_show(parser: argparse.ArgumentParser) -> None:
 
 
 def do_show(args: argparse.Namespace) -> None:
+    if args.id not in catalogue.cards() and args.id in _recipes():
+        what = f"{args.id} is a recipe, no method"
+        raise LuthierError(what, do=f"luthier plan {args.id}, or read {_recipes()[args.id]}")
     card = catalogue.card(args.id)
     if args.json:
         print(json.dumps(card.as_dict(), indent=1))
         return
     print("\n".join(_page(card)))
+
+
+def _recipes() -> dict[str, Path]:
+    from luthier.recipe import shipped
+
+    return shipped()
 
 
 def _page(card: Card) -> list[str]:
