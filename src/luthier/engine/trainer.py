@@ -84,6 +84,7 @@ def train(
     without training items or labels, saves of other settings, and a save the disk refuses; and
     Interrupted on Ctrl-C. A second Ctrl-C stops at once, and loses what was not saved.
     """
+    gc.collect()  # a model trained before this one hangs in cycles of its hooks
     sources: list[Any] = list(data) if isinstance(data, Sequence) else [data]
 
     def feed(ranks: Ranks) -> Feed:
@@ -98,7 +99,6 @@ def train_on(
 ) -> TrainResult:  # fmt: skip
     """`train` on whatever a stream gives. make: the stream of one process.  data: plain values that tell it from
     others, so that a save is not resumed by another. The model need not be a language model."""
-    gc.collect()  # a model trained before this one hangs in cycles of its hooks
     ranks = Ranks(ctx.device)
     ctx = ctx.with_(device=ranks.device)
     feed = make(ranks)
