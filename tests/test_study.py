@@ -17,6 +17,7 @@ from luthier.claims._seeds import source as claims_source
 from luthier.cli import main
 from luthier.compress.drop import Drop
 from luthier.engine.compose import composed, held, model_of
+from luthier.engine.finished import BROKEN
 from luthier.engine.spec import SearchSpec
 from luthier.engine.study import Evaluator
 from luthier.errors import LuthierError
@@ -170,6 +171,35 @@ def test_what_another_process_has_judged_meanwhile_is_not_judged_again(home, tmp
     run = luthier.run(step, folder=tmp_path / "run", watch=events.append)
     assert len([e for e in events if judged(e)]) == 1  # the base's own
     assert len(rows(run)) == 6
+
+
+def test_a_candidate_that_cannot_be_built_counts_as_the_worst(home, tmp_path, monkeypatch):
+    """It is said once; the search goes on. Where nothing could be built before, it ends."""
+    monkeypatch.setattr(Drop, "study", drops)
+    events = []
+    run = luthier.run(a_recipe(home, {"items": 3, "trials": 3}), folder=tmp_path / "run", watch=events.append)
+    trials = rows(run)[1:]
+    assert [[v == BROKEN for k, v in row.items() if k.endswith("nll")] for row in trials] == [[False], [True], [False]]
+    (said,) = [e["text"] for e in events if e["kind"] == "log" and "cannot be built" in e["text"]]
+    assert said.startswith("trial 1 cannot be built (") and said.endswith("; it counts as the worst")
+    monkeypatch.setattr("test_study.ORDER", (9, 0, 1))
+    with pytest.raises(LuthierError, match="9"):
+        luthier.run(a_recipe(home, {"items": 3, "trials": 3}), folder=tmp_path / "other")
+
+
+ORDER = (0, 9, 1)
+
+
+def drops(self, space, evaluate, budget, ctx):
+    """A stand-in for a method: the first layer goes, then one that is not there, then the second."""
+    made = []
+    for proposal in budget.proposals("random", size=1):
+        proposal.share("nothing")
+        gone = ORDER[proposal.ordinal]
+        kept = [f"base.{i}" for i in range(LAYERS) if i != gone] if gone < LAYERS else [f"base.{gone}"]
+        made.append((evaluate(catalogue.load("compress.stitch", layers=kept), proposal), kept))
+    best = min(made)[1]
+    return evaluate.table(catalogue.load("compress.stitch", layers=best))
 
 
 def test_another_source_of_the_candidates_is_another_step(home, monkeypatch):

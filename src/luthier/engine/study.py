@@ -12,7 +12,7 @@ import json
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 
 from luthier import __version__
 from luthier.engine.compose import composed, held, model_of
+from luthier.engine.finished import BROKEN
 from luthier.engine.search import Done, Trials, text_of
 from luthier.engine.spec import SearchSpec
 from luthier.engine.subject import Subject_, load_tokenizer
@@ -144,7 +145,15 @@ class Evaluator:
                 self._put(proposal, text, known.rungs, False, 0.0, known.parameters)
             return known.values
         began = time.perf_counter()
-        with self.open(candidate) as (model, tokenizer):
+        with ExitStack() as kept:
+            try:
+                model, tokenizer = kept.enter_context(self.open(candidate))
+            except LuthierError as fault:
+                if proposal is None or not self.finished:  # then what is asked for may not be possible at all
+                    raise
+                self.ctx.emit("log", text=f"trial {proposal.ordinal} cannot be built ({fault}); it counts as the worst")
+                broken = {self.items: (BROKEN,) * len(self.objectives)}
+                return self._put(proposal, text, broken, False, time.perf_counter() - began, 0).values
             self.trunk.grow(model)
             rungs, stopped = self._judged(model, tokenizer, proposal)
             parameters = sum(p.numel() for p in model.parameters())
