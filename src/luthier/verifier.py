@@ -112,9 +112,7 @@ def _terms(pairs: Any, count: int) -> Terms:
     return {m: c for m, c in found.items() if c}
 
 
-def _identity(
-    least: Terms, certificate: Mapping[str, Any], nonneg: list[Terms], zeros: list[Terms], count: int
-) -> None:
+def _identity(least: Terms, certificate: Mapping[str, Any], nonneg: list[Terms], zero: list[Terms], count: int) -> None:
     room = [MOST_PRODUCTS]
     multiplier = certificate.get("multiplier", ())
     total = _squares(certificate["squares"], count, room)
@@ -127,14 +125,14 @@ def _identity(
             part = _times(part, nonneg[k], room)
         total = _sum(total, part)
     cofactors = certificate.get("cofactors", ())
-    if len(cofactors) not in (0, len(zeros)):
-        raise Refused(f"{len(cofactors)} cofactors for {len(zeros)} equations")
-    for cofactor, h in zip(cofactors, zeros, strict=False):
+    if len(cofactors) not in (0, len(zero)):
+        raise Refused(f"{len(cofactors)} cofactors for {len(zero)} equations")
+    for cofactor, h in zip(cofactors, zero, strict=False):
         total = _sum(total, _times(_terms(cofactor, count), h, room))
     if multiplier:
         factor = _squares(multiplier, count, room)
         steady = any(set(_terms(pairs, count)) == {0} for _, pairs in multiplier)
-        if not factor or ((nonneg or zeros) and not steady):
+        if not factor or ((nonneg or zero) and not steady):
             raise Refused("the multiplier may vanish")
         least = _times(factor, least, room)
     for monomial in total.keys() | least.keys():
@@ -143,7 +141,7 @@ def _identity(
 
 
 def _sum(left: Terms, right: Terms) -> Terms:
-    total = {m: left.get(m, Fraction(0)) + right.get(m, Fraction(0)) for m in left.keys() | right.keys()}
+    total = {**left, **{m: left[m] + c if m in left else c for m, c in right.items()}}
     return {m: c for m, c in total.items() if c}
 
 
@@ -166,9 +164,10 @@ def _whole(terms: Terms, times: int, room: list[int]) -> tuple[list[tuple[Monomi
 
 
 def _squares(squares: Any, count: int, room: list[int]) -> Terms:
-    """The weighted squares, added up: in whole numbers over one denominator for as long as it stays short."""
+    """The weighted squares, added up, in whole numbers over one denominator for as long as it stays short: from the
+    last one, as of an eliminated Gram matrix those have the fewest terms, and so have their sums."""
     total, run, below = Terms(), dict[Monomial, int](), 1
-    for weight, pairs in squares:
+    for weight, pairs in squares[::-1]:
         scale = _number(weight)
         if scale <= 0:
             raise Refused("a square has a weight that is not positive")
@@ -180,8 +179,10 @@ def _squares(squares: Any, count: int, room: list[int]) -> Terms:
         fit, grown = scale.numerator * (both // scale.denominator), both // below
         run = {m: c * grown for m, c in run.items()} if grown > 1 else run
         for i, (one, x) in enumerate(terms):
-            for other, y in terms[: i + 1]:
-                run[one + other] = run.get(one + other, 0) + (fit * x if one == other else 2 * fit * x) * y
+            run[2 * one] = run.get(2 * one, 0) + fit * x * x
+            twice = 2 * fit * x
+            for other, y in terms[:i]:
+                run[one + other] = run.get(one + other, 0) + twice * y
         shared = gcd(both, *run.values())
         run, below = {m: c // shared for m, c in run.items()} if shared > 1 else run, both // shared
     _into(total, run, below)
@@ -191,7 +192,7 @@ def _squares(squares: Any, count: int, room: list[int]) -> Terms:
 def _into(total: Terms, run: dict[Monomial, int], below: int) -> dict[Monomial, int]:
     """Add what a run gave to the total; the next one is empty."""
     for m, c in run.items():
-        total[m] = total.get(m, Fraction(0)) + Fraction(c, below)
+        total[m] = total[m] + Fraction(c, below) if m in total else Fraction(c, below)
     return {}
 
 
