@@ -27,10 +27,17 @@ SIZES = {
     "deepseek_v2": DEEPSEEK,
     "deepseek_v3": DEEPSEEK,
     "qwen2": {"tie_word_embeddings": True},
+    "qwen2_moe": {
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 8,
+        "shared_expert_intermediate_size": 24,
+    },
+    "qwen3_moe": {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8},
     "gpt2": {"n_embd": 16, "n_layer": 3, "n_head": 4, "n_positions": 32, "n_inner": 24},
 }
 STOCK = sorted(set(FAMILIES) - {"luthier", "gemma3"})  # gemma3 itself is the one with a vision tower
-MOE = ["mixtral", "olmoe", "deepseek_v2", "deepseek_v3"]
+MOE = ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3"]
 
 
 def build(family: str):
@@ -92,7 +99,9 @@ def test_gates_ups_and_downs_are_what_the_shapes_say(family):
         if role in ("mlp.down", "moe.down"):
             assert out == 16 and into in inner, role
         if role == "attn.qkv":
-            assert out == 3 * into == 48
+            assert into == 16 and out == (4 + 2 * 2 if family == "phi3" else 3 * 4) * 4
+        if role == "mlp.gate_up":
+            assert into == 16 and out == 2 * 24
         if role in ("embed", "head"):
             assert (rows, columns) == (40, 16)
     keys = AutoConfig.for_model(family).to_dict()
@@ -147,7 +156,7 @@ def test_entries_of_live_parameters_become_a_delta_in_disk_names(tmp_path, famil
 
 
 def test_a_family_nobody_knows():
-    with pytest.raises(LuthierError, match="unknown model family 'lama'; did you mean 'llama'"):
+    with pytest.raises(LuthierError, match="unknown model family 'lama'; known: .* llama, .*qwen3"):
         anatomy.family("lama")
     assert role_of("lama", "model.layers.3.self_attn.q_proj.weight") == ("other", 3)
 

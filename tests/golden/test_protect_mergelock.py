@@ -465,3 +465,35 @@ def test_interleaved_pairs_lie_side_by_side():
     assert pairs({"model_type": "gpt_neox"}, 16).tolist() == [[0, 2], [1, 3]]
     made = rotary(torch.tensor([[1j, 2 + 0j]], dtype=torch.complex128), torch.eye(6).repeat(1, 1, 1).double(), found)[0]
     assert made[:2, :2].tolist() == [[0, -1], [1, 0]] and made[2:, 2:].tolist() == np.diag([2, 2, 1, 1]).tolist()
+
+
+@pytest.mark.parametrize(("name", "sizes", "says"), [
+    ("phi3, three quarters turn", {}, {"partial_rotary_factor": 0.75}),
+    ("phi3", {}, {}),
+    ("glm4", {}, {}),
+    ("glm", {"partial_rotary_factor": 0.25}, {"partial_rotary_factor": 0.25}),
+])  # fmt: skip
+def test_shares_as_older_configs_say_them(name, sizes, says):
+    """Beside rope_parameters, or not at all where the family has a share of its own."""
+    model = model_of(name, **sizes)
+    weights, config = weights_of(model), model.config.to_dict()
+    older = {k: v for k, v in config.items() if k not in ("rope_parameters", "partial_rotary_factor")} | says
+    locked = lock(weights, older)
+    assert distance(weights, locked) > 1
+    assert (logits_of(model, weights, torch.float64) - logits_of(model, locked, torch.float64)).abs().max() < 4e-6
+
+
+@pytest.mark.parametrize(("changes", "name", "rows", "says"), [
+    ({"num_key_value_heads": 4}, None, 0, "rows .'qkv': 64. are no 4 heads"),
+    ({"num_key_value_heads": 3}, None, 0, "are no 4 heads"),
+    ({}, "self_attn.qkv_proj", 1, "rows .'qkv': 65. are no 4 heads"),
+    ({}, "mlp.gate_up_proj", 1, r"has the shape \[97, 32\], its block's others ask for \[96, 32\]"),
+    ({}, "mlp.gate_up_proj", -48, r"down_proj.weight: has the shape \[32, 48\], its block's others ask for \[32, 24\]"),
+])  # fmt: skip
+def test_fused_rows_that_do_not_fit_are_refused_by_name(changes, name, rows, says):
+    model = model_of("phi3")
+    weights, config = weights_of(model), model.config.to_dict() | changes
+    key = f"model.layers.1.{name}.weight"
+    weights |= {key: torch.zeros(len(weights[key]) + rows, 32)} if name else {}
+    with pytest.raises(LuthierError, match=says):
+        lock(weights, config)

@@ -6,8 +6,8 @@ is another name and a stretch of a fused tensor.
 
 Roles: embed, embed.position, head, norm; attn.q, attn.k, attn.v, attn.o (fused: attn.qkv), attn.q_norm,
 attn.k_norm, attn.q_a, attn.q_b, attn.kv_a, attn.kv_b (DeepSeek's low-rank projections); mlp.gate,
-mlp.up, mlp.down; moe.router, moe.gate, moe.up, moe.down, moe.shared.gate and so on; a bias has its
-weight's role with ".bias"; what no rule knows is "other".
+mlp.up, mlp.down (fused: mlp.gate_up, gates first); moe.router, moe.gate, moe.up, moe.down,
+moe.shared.gate and so on; a bias has its weight's role with ".bias"; what no rule knows is "other".
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from functools import cache
 from math import prod
 from typing import Any, Literal, NamedTuple
 
-from luthier.errors import unknown
+from luthier.errors import LuthierError, said
 
 ROTARY = Literal["half", "interleaved", "none"]
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,9})\.", re.ASCII)
@@ -44,6 +44,9 @@ _LLAMA = (
 )
 _EXPERTS = {"mlp.gate": "moe.router"} | {f"mlp.experts.{name}": f"moe.{part}" for name, part in _GATED.items()}
 _SHARED = {f"mlp.shared_experts.{name}": f"moe.shared.{part}" for name, part in _GATED.items()}
+_ONE_SHARED = {f"mlp.shared_expert.{name}": f"moe.shared.{part}" for name, part in _GATED.items()} | {
+    "mlp.shared_expert_gate": "moe.shared.router"
+}
 _LOW_RANK = {
     f"self_attn.{name}": f"attn.{part}"
     for name, part in {"q_a_proj": "q_a", "q_b_proj": "q_b", "kv_a_proj_with_mqa": "kv_a", "kv_b_proj": "kv_b"}.items()
@@ -76,10 +79,10 @@ class Family:
 
     parts: the end of a module's name → role; the longest end that fits wins.
     transposed: roles whose weight is (in, out) instead of (out, in).
-    qkv: how a fused projection's rows lie, "stacked" (all q, all k, all v) or "by_head" (q, k, v of
-    head 0, then of head 1).  rotary: which entries of a head turn together.  turning: the share of a
-    head's entries that turn, where config.json does not say.  partial: whether the family heeds what config.json says
-    of it (`heads.turning_share`); transformers passes over it in the others.
+    qkv: how a fused projection's rows lie, "stacked" (all q, all k, all v; of the last two there may be fewer) or
+    "by_head" (q, k, v of head 0, then of head 1).  rotary: which entries of a head turn together.  turning: the
+    share of a head's entries that turn, where config.json does not say.  partial: the key of config.json, beside that
+    of rope_parameters, by which the family heeds what is said of it (`heads.turning_share`); the others heed neither.
     live: live module name ← name on disk, where they differ outside the experts.
     experts: the module that holds fused experts in memory, and (gate, up, down) on disk.
     after: norms that a branch's output passes before it is added.  shifted: norms multiply by 1 + weight.
@@ -90,7 +93,7 @@ class Family:
     parts: Mapping[str, str]
     rotary: ROTARY = "half"
     turning: float = 1.0
-    partial: bool = False
+    partial: str | None = None
     transposed: tuple[str, ...] = ()
     qkv: Literal["stacked", "by_head"] = "stacked"
     live: tuple[tuple[str, str], ...] = ()
@@ -105,24 +108,37 @@ class Family:
 
 
 _GATED_NAMES = ("gate_proj", "up_proj", "down_proj")
+_FUSED = {"mlp.gate_up_proj": "mlp.gate_up"}
+_GLM_AFTER = ("post_self_attn_layernorm", "post_mlp_layernorm")
 _AFTER = ("post_attention_layernorm", "post_feedforward_layernorm")
 _FAMILIES = (
     Family("llama", _LLAMA),
     Family("mistral", _LLAMA),
     Family("qwen2", _LLAMA),
     Family("qwen3", _LLAMA),
+    Family("qwen2_moe", _LLAMA | _EXPERTS | _ONE_SHARED, experts=_GATED_NAMES),
+    Family("qwen3_moe", _LLAMA | _EXPERTS, experts=_GATED_NAMES),
+    Family("smollm3", _LLAMA),
+    Family("granite", _LLAMA),
+    Family("seed_oss", _LLAMA),
+    Family("phi3", _LLAMA | {"self_attn.qkv_proj": "attn.qkv", **_FUSED}, partial="partial_rotary_factor"),
+    Family("glm", _LLAMA | _FUSED, rotary="interleaved", turning=0.5, partial="partial_rotary_factor"),
+    Family(
+        "glm4",
+        _LLAMA | _FUSED | dict.fromkeys(_GLM_AFTER, "norm"),
+        rotary="interleaved",
+        turning=0.5,
+        partial="partial_rotary_factor",
+        after=_GLM_AFTER,
+    ),  # fmt: skip
     Family("gemma", _LLAMA, shifted=True),
     Family("gemma2", _LLAMA, after=_AFTER, shifted=True),
     Family("gemma3", _LLAMA, after=_AFTER, shifted=True, aliases=("gemma3_text",)),
     Family("olmo", _LLAMA),
     Family("olmo2", _LLAMA, after=_AFTER),
+    Family("olmo3", _LLAMA, after=_AFTER),
     Family("olmoe", _LLAMA | _EXPERTS, experts=_GATED_NAMES),
-    Family(
-        "mixtral",
-        _LLAMA | _MIXTRAL,
-        experts=("w1", "w3", "w2"),
-        live=((".mlp.", ".block_sparse_moe."),),
-    ),
+    Family("mixtral", _LLAMA | _MIXTRAL, experts=("w1", "w3", "w2"), live=((".mlp.", ".block_sparse_moe."),)),
     Family("deepseek_v2", _LLAMA | _EXPERTS | _SHARED | _LOW_RANK, rotary="interleaved", experts=_GATED_NAMES),
     Family("deepseek_v3", _LLAMA | _EXPERTS | _SHARED | _LOW_RANK, rotary="interleaved", experts=_GATED_NAMES),
     Family(
@@ -134,16 +150,16 @@ _FAMILIES = (
         kv_heads="n_head",
         layers="n_layer",
         hidden="n_embd",
-    ),
+    ),  # fmt: skip
     Family(
         "gpt_neox",
         _NEOX,
         turning=0.25,
-        partial=True,
+        partial="rotary_pct",
         qkv="by_head",
         kv_heads="num_attention_heads",
         live=(("lm_head.", "embed_out."),),
-    ),
+    ),  # fmt: skip
     Family("luthier", _NORMS | _LUTHIER),
 )
 FAMILIES: Mapping[str, Family] = {alias: row for row in _FAMILIES for alias in (row.name, *row.aliases)}
@@ -159,9 +175,11 @@ def belongs(role: str, layer: int | None, unit: str) -> bool:
 
 
 def family(name: str, where: str | None = None) -> Family:
-    """The row of a family (config.json's `model_type`); LuthierError with the nearest known name."""
+    """The row of a family (config.json's `model_type`); LuthierError with all that are known. None is near another:
+    a model of one family is not meant to be of the next."""
     if name not in FAMILIES:
-        raise unknown("model family", name, FAMILIES, where=where)
+        known = f"known: {', '.join(sorted(FAMILIES))}"
+        raise LuthierError(f"unknown model family {said(name)}", where=where, do=known)
     return FAMILIES[name]
 
 

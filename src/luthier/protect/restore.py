@@ -106,9 +106,8 @@ class Restore(Transform):
         if self.fit == "procrustes":
             z_GF = z_GF / z_GF.abs()
         rest_GHH, turns = turn.key_GHH.clone(), 2 * len(at.pairs_F2)
-        if turns < at.width:
-            pairs = zip(base_GHX[:, turns:], expert_GHX[:, turns:], strict=True)
-            rest_GHH[:, turns:, turns:] = torch.stack([self._matrix(b_NX, e_NX) for b_NX, e_NX in pairs])
+        pairs = zip(base_GHX[:, turns:], expert_GHX[:, turns:], strict=True)
+        rest_GHH[:, turns:, turns:] = torch.stack([self._matrix(b_NX, e_NX) for b_NX, e_NX in pairs])
         made = on_keys(turn, z_GF, rest_GHH, at.pairs_F2)
         kept = [self._better(b, e, m, 1) for b, e, m in zip(base_GHX, expert_GHX, made.key_GHH, strict=True)]
         kept_G11 = torch.tensor(kept)[:, None, None]
