@@ -24,7 +24,8 @@ from luthier.errors import LuthierError
 from luthier.kit.context import Context
 from luthier.kit.genome import stitched
 from luthier.ledger import Ledger
-from luthier.recipe_inputs import sources
+from luthier.recipe_inputs import Inputs, sources
+from luthier.recipe_plan import plan
 from luthier.testing import tiny
 
 LAYERS = 5
@@ -236,18 +237,52 @@ def test_python(home, tmp_path):
         Drop(layers=1).apply(**given, search={"item": 2})
 
 
-def test_plan_counts_what_is_looked_at(home):
-    from luthier.recipe_inputs import Inputs
-    from luthier.recipe_plan import plan
+def planned(raw):
+    made = recipe.load(raw)
+    inputs = Inputs(made, None, lambda event: None)
+    inputs.open()
+    return plan(made, inputs)
 
+
+def test_plan_counts_what_is_looked_at(home):
     found = []
     for fields, search in (({"by": "influence"}, {"items": 3}), ({}, {"items": 3}), ({}, {"items": 12})):
-        made = recipe.load(a_recipe(home, {**search, "trials": 1}, **fields))
-        inputs = Inputs(made, None, lambda event: None)
-        inputs.open()
-        found.append(plan(made, inputs).steps[0])
+        found.append(planned(a_recipe(home, {**search, "trials": 1}, **fields)).steps[0])
     assert found[0].flops < found[1].flops < found[2].flops
     assert all(step.gives == "model" and step.disk > 0 for step in found)
+
+
+def test_plan_knows_the_size_of_what_is_left(home, first):
+    """As large as the model that the search made, and every step after it counts with that."""
+    raw = a_recipe(home)
+    raw["steps"]["table"]["models"] = ["short"]
+    made = planned(raw)
+    assert made.steps[0].params == made.steps[1].params == first[0].records["short"].metrics["parameters"]
+    weights = first[0].path("short") / "model.safetensors"
+    assert made.steps[0].disk == sum(t.nbytes for t in load_file(weights).values())
+
+
+@pytest.mark.parametrize(("use", "fields", "says"), [
+    ("compress.drop", {"layers": 4, "by": "loss"}, "4 layers cannot go from 5; drop 3 at most"),
+    ("compress.laco", {"layers": 5}, "5 layers cannot go from 5; let 4 go at most"),
+    ("compress.gptailor", {"layers": 5}, "5 layers cannot go from 5; let 4 go at most"),
+    ("merge.evolve", {"groups": 6}, "6 groups of 5 layers; ask for 5 at most"),
+    ("merge.map", {"preference": [1, 1]}, "has 2 weights for 1 objectives; weigh book nll"),
+])  # fmt: skip
+def test_plan_knows_what_does_not_fit_the_models(home, use, fields, says):
+    raw = a_recipe(home)
+    step = raw["steps"]["short"] | {"use": use, "set": fields}
+    raw["steps"]["short"] = step | ({"experts": [str(home / "expert")]} if use.startswith("merge.") else {})
+    (problem,) = planned(raw).problems
+    assert "step short" in problem and says in problem
+
+
+def test_plan_names_what_is_measured(home):
+    """The objectives, as the search itself finds them: answers only where there are any."""
+    spec = SearchSpec(measures=("eval.perplexity", "eval.accuracy"))
+    text, task = (types.SimpleNamespace(name=name, scored=name == "task") for name in ("text", "task"))
+    assert spec.objectives([text, task]) == ("text nll", "task nll", "task accuracy")
+    assert SearchSpec(measures=("eval.accuracy",)).objectives([task]) == ("task accuracy",)
 
 
 @pytest.mark.parametrize(("changes", "says"), [
@@ -335,6 +370,35 @@ def test_one_in_so_many_goes_on(value, factor, behind):
     judge.spec = SearchSpec(factor=factor)
     judge._trials = types.SimpleNamespace(finished=lambda: others)
     assert judge._behind((value,), 2, lambda values: values[0]) is behind
+
+
+def test_what_was_stopped_is_not_looked_at_again(home, tmp_path):
+    """Nor is it where it would be stopped again; where it no longer would be, and where it is asked for beside the
+    proposals, it is judged to the end."""
+
+    class Counted(Evaluator):
+        looks = 0
+
+        def _look(self, *given):
+            self.looks += 1
+            super()._look(*given)
+
+    base = Checkpoint.open(home / "base")
+    data = Inputs(recipe.load(a_recipe(home)), None, lambda event: None)
+    data.open()
+    spec = SearchSpec(trials=9, items=4, first=2, factor=2)
+    judge = Counted(Drop(), base, [], [data.data["book"]], spec, Context(), tmp_path, 1)
+    good, bad = stitched([f"base.{i}" for i in range(LAYERS)]), stitched(["base.0", "base.4"])
+    found, behind = [], [False, True, True, False]
+    judge._behind = lambda *given: behind[0]
+    for candidate, proposal in zip((good, bad, bad, bad), judge.proposals("random"), strict=False):
+        proposal.share("x")
+        judge.looks = 0
+        found.append((judge(candidate, proposal) is None, judge.looks))
+        behind.pop(0)
+    assert found == [(False, 2), (True, 1), (True, 0), (False, 2)]
+    rungs = [done.rungs for done in judge._trials.finished() if done.candidate]
+    assert rungs[1] == rungs[2] and set(rungs[1]) == {2} and set(rungs[3]) == {2, 4}
 
 
 def test_what_was_judged_before_costs_no_look(first):

@@ -24,6 +24,7 @@ from luthier.recipe_rate import WIDE, rate
 from luthier.recipe_size import Size, size_of, size_of_new, size_of_output, trainable
 from luthier.recipe_steps import Step
 from luthier.shapes import Measure
+from luthier.trials import Space
 
 CHARS_PER_TOKEN = 3.5
 START_SECONDS, OPEN_SECONDS = 3.0, 1.2
@@ -134,7 +135,8 @@ class _Planning:
                 threads=self.recipe.hardware.threads, dtype=DTYPES.get(step.dtype), layout=layout_of(step),
                 roles=self.inputs.secrets(step),
             )  # fmt: skip
-            memory, seconds, disk, notes = made.memory_bytes, made.seconds, made.write_bytes, made.notes
+            memory, seconds, notes = made.memory_bytes, made.seconds, made.notes
+            disk = made.write_bytes + made.kept_bytes
             self.sizes[step.name] = size = size_of_output(size, made)
         else:
             if step.method.experts_are == "adapters":  # type: ignore[attr-defined]
@@ -176,12 +178,18 @@ class _Planning:
         if size is None:
             return {}
         method: Any = step.method
+        experts = [self._size(name, step) for name in step.roles.get("experts", ())]
+        if all(experts):
+            sources = [self.inputs.data[name] for name in step.names("data")]
+            space = Space(size.layers, tuple(e.layers for e in experts if e))
+            method.fits(space, step.search.objectives(sources))
+        self.sizes[step.name] = left = size.cut(method.leaves(size.layers))
         looks = step.search.trials * method.proposes + 1 + method.least(size.layers)
         tokens = sum(self._judged(step, name, size.layers) for name in step.names("data"))
         flops = 2.0 * size.params * tokens * looks
         models = 2 + len(step.roles.get("experts", ()))
         return {
-            "params": size.params, "flops": flops, "memory": 4 * size.params * models, "disk": size.nbytes,
+            "params": left.params, "flops": flops, "memory": 4 * size.params * models, "disk": left.nbytes,
             "seconds": self._seconds(step, flops, 4, size.width) + looks * size.params * 4e-9,
         }  # fmt: skip
 

@@ -18,16 +18,29 @@ class Size:
     layers: int
     matrices: tuple[tuple[int, int], ...]
     """shapes of the matrices inside the blocks"""
+    inside: int = 0
+    """numbers in the layers, vectors among them"""
+
+    def cut(self, layers: int) -> Size:
+        """With so many layers, each taken for an average one."""
+        if not self.layers or layers == self.layers:
+            return self
+        inside = self.inside * layers // self.layers
+        params = self.params - self.inside + inside
+        kept = self.matrices[: len(self.matrices) * layers // self.layers]
+        nbytes = self.nbytes * params // max(1, self.params)
+        return replace(self, params=params, nbytes=nbytes, layers=layers, matrices=kept, inside=inside)
 
 
 def size_of(model: Any) -> Size:
     """From a Checkpoint: headers only."""
-    inside = [i for i in model.tensors.values() if i.layer is not None and len(i.shape) == 2]
+    every = [i for i in model.tensors.values() if i.layer is not None]
+    inside = [i for i in every if len(i.shape) == 2]
     config = model.config.get("text_config", model.config)
     layers = 1 + max((i.layer for i in inside), default=0)
     width = config.get("hidden_size") or config.get("n_embd") or (inside[0].shape[1] if inside else 1)
     return Size(model.n_params, model.nbytes, config.get("vocab_size", 0), width, layers,
-                tuple((i.shape[0], i.shape[1]) for i in inside))  # fmt: skip
+                tuple((i.shape[0], i.shape[1]) for i in inside), sum(i.numel for i in every))  # fmt: skip
 
 
 def size_of_output(base: Size, plan: Any) -> Size:
@@ -37,6 +50,7 @@ def size_of_output(base: Size, plan: Any) -> Size:
         base, params=sum(i.numel for i in plan.tensors), nbytes=plan.write_bytes,
         layers=1 + max((i.layer for i in inside), default=0),
         matrices=tuple((i.shape[0], i.shape[1]) for i in inside if len(i.shape) == 2),
+        inside=sum(i.numel for i in inside),
     )  # fmt: skip
 
 
@@ -51,10 +65,11 @@ def size_of_new(value: Mapping[str, Any]) -> Size:
     config = config_from({"vocab_size": tokenizer["size"] if isinstance(tokenizer, Mapping) else 32000, **value["new"]})
     with torch.device("meta"):
         model = LuthierForCausalLM(config)
-    inside = [p.shape for n, p in model.named_parameters() if ".layers." in f".{n}" and p.dim() == 2]
+    every = [p for n, p in model.named_parameters() if ".layers." in f".{n}"]
+    inside = [p.shape for p in every if p.dim() == 2]
     params = sum(p.numel() for p in model.parameters())
     return Size(params, 4 * params, config.vocab_size, config.hidden_size, config.num_hidden_layers,
-                tuple((s[0], s[1]) for s in inside))  # fmt: skip
+                tuple((s[0], s[1]) for s in inside), sum(p.numel() for p in every))  # fmt: skip
 
 
 def trainable(method: Any, size: Size) -> int:

@@ -259,6 +259,10 @@ class Transform(Method, ABC, shape=True):
     """what the survey leaves in `ctx.scratch` for each expert, in fp32 numbers a parameter, for the plan"""
     roles = ("base", "experts*")
 
+    def keeps(self, inputs: Any) -> int:
+        """Bytes that it keeps on disk while it runs, for the plan."""
+        return 0
+
     def cubic(self, experts: int) -> float:
         """Of a method that decomposes or solves matrices: what each costs beside reading it, in Gram matrices of its
         short side and their eigendecompositions, for the plan."""
@@ -349,9 +353,17 @@ class Study(Method, ABC, shape=True):
         at beside the objectives is in `ctx.role("data")`; nothing but training items is used.
         """
 
+    def fits(self, space: Space, objectives: Sequence[str] = ()) -> None:
+        """LuthierError where its fields do not suit the models or what is measured; asked by the plan, and before
+        anything is judged. objectives: none while they are not known."""
+
     def least(self, layers: int) -> int:
         """How many candidates of so many layers it looks at beside those of the budget, for the plan."""
         return 0
+
+    def leaves(self, layers: int) -> int:
+        """How many of so many layers the model will have, as far as the fields tell; for the plan."""
+        return layers
 
 
 class Certify(Method, ABC, shape=True):

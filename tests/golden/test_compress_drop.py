@@ -140,7 +140,7 @@ def test_how_many_candidates_it_takes():
     """Greedy asks for each layer but the ends, once a round; a rule asks for its one choice."""
     assert [Drop(layers=n, by="loss").least(10) for n in (0, 1, 3)] == [0, 8, 24]
     assert [Drop(layers=3, by=by).least(10) for by in ("influence", "angular", "last", "random")] == [1, 1, 1, 1]
-    assert not Drop.proposes
+    assert not Drop.proposes and Drop(layers=3).leaves(10) == 7
 
 
 @pytest.mark.parametrize("by", ["influence", "loss", "last", "random"])
@@ -148,7 +148,7 @@ def test_a_model_that_has_nothing_to_spare(by):
     """Before anything is opened: of two layers one may go by what they do, none where both ends stay."""
     space = SimpleNamespace(layers=1 if by == "influence" else 2)
     with pytest.raises(LuthierError, match=f"1 layers cannot go from {space.layers}.*drop 0 at most"):
-        Drop(layers=1, by=by).study(space, None, None, Context())
+        Drop(layers=1, by=by).fits(space)
 
 
 def test_rounds_are_told():

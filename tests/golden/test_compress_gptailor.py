@@ -101,11 +101,12 @@ def test_numbers_at_the_edges():
 @pytest.mark.parametrize(("first", "last", "most"), [(0, 0, 5), (1, 0, 5), (0, 2, 4), (1, 2, 3), (3, 3, 0), (4, 4, 0)])
 def test_how_many_may_go(first, last, most):
     space = Space(6, (6, 6))
-    Gptailor(layers=most, first=first, last=last)._fits(space)
+    Gptailor(layers=most, first=first, last=last).fits(space)
+    assert Gptailor(layers=most).leaves(6) == 6 - most
     with pytest.raises(LuthierError, match=f"{most + 1} layers cannot go from 6.*let {most} go at most"):
-        Gptailor(layers=most + 1, first=first, last=last)._fits(space)
+        Gptailor(layers=most + 1, first=first, last=last).fits(space)
     with pytest.raises(LuthierError, match="expert 1 has 5 layers, the base 6"):
-        Gptailor(layers=0)._fits(Space(6, (6, 5)))
+        Gptailor(layers=0).fits(Space(6, (6, 5)))
 
 
 def test_notes_say_what_became_of_the_layers():

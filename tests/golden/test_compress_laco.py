@@ -160,6 +160,10 @@ def test_released_code_leaves_the_last_layer():
         assert sum(theta[i - 2] * f for i, f in layers[2].items()) == value
 
 
+def test_what_is_left_is_known_where_a_count_is_given():
+    assert [Laco(layers=n).leaves(10) for n in (0, 3, None)] == [10, 7, 10]
+
+
 def test_counts_that_cannot_be():
     with pytest.raises(LuthierError, match="6 layers cannot go from 6.*let 5 go at most"):
         collapsed(Laco(layers=6))

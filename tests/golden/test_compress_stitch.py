@@ -152,9 +152,9 @@ def test_slices_of_a_linear_merge(three, tmp_path):
     assert json.loads((tmp_path / "a/config.json").read_text()) == json.loads((tmp_path / "b/config.json").read_text())
 
 
-GAINS = ("llama", "llama, tied, biases", "qwen3", "gemma", "gemma2", "gemma3", "olmo2", "olmoe", "mixtral", "gpt_neox",
-         "gpt2")  # fmt: skip
-POST = ("gemma2", "gemma3", "olmo2")
+GAINS = ("llama", "llama, tied, biases", "qwen3", "gemma", "gemma2", "gemma3", "olmo2", "olmo3", "smollm3", "granite",
+         "seed_oss", "qwen2_moe", "qwen3_moe", "olmoe", "mixtral", "gpt_neox", "gpt2")  # fmt: skip
+POST = ("gemma2", "gemma3", "olmo2", "olmo3")
 """The families whose branches pass a norm before they are added."""
 ENDS = {name: ("post_attention_layernorm", "post_feedforward_layernorm") for name in POST}
 ENDS |= {"gpt2": ("attn", "mlp"), "gpt_neox": ("attention", "mlp")}
@@ -205,11 +205,11 @@ def test_gains_multiply_what_a_layer_adds(name, tmp_path):
     assert model.config.model_type == plain.config.model_type
 
 
-@pytest.mark.parametrize("name", [name for name in GAINS if name != "olmo2"])
+@pytest.mark.parametrize("name", [name for name in GAINS if name not in ("olmo2", "olmo3")])
 def test_a_scaled_stream_is_gains_from_there_on(name, tmp_path):
     """Twice the stream that enters layer 2, or half of what layers 2 and 3 add: exact but for the norms' epsilon.
 
-    Not so for OLMo2, whose branches read the stream without a norm.
+    Not so for OLMo 2 and 3, whose branches read the stream without a norm.
     """
     kind = getattr(transformers, FAMILIES[name][0])()
     small = {key: 1e-14 for key in EXACT if hasattr(kind, key)}

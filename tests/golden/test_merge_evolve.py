@@ -386,7 +386,8 @@ def test_refused_at_once(fields, says):
 
 def test_refused_for_these_models():
     with pytest.raises(LuthierError, match="5 groups of 4 layers; ask for 4 at most"):
-        made(Evolve(groups=5), PAIR, {})
-    made(Evolve(groups=4), PAIR, {})
+        Evolve(groups=5).fits(PAIR)
+    Evolve(groups=4).fits(PAIR)
     with pytest.raises(LuthierError, match="the base has one layer"):
-        made(Evolve(space="flow"), Space(1, (4,)), {})
+        Evolve(space="flow").fits(Space(1, (4,)))
+    Evolve(space="flow", groups=5).fits(Space(2, (1,)))

@@ -232,6 +232,14 @@ def test_the_hypervolume_is_before_the_worst_of_base_and_experts():
     assert table.notes[0].endswith(f"each expert alone (x nll {worst[0]:.4g}, y nll {worst[1]:.4g})")
 
 
+def test_fewer_trials_than_experts():
+    """The reference is before those alone that were judged, and says so."""
+    table, done = mapped(trials=1)
+    worst = [max(v) for v in zip(BASE, done[0].values, strict=True)]
+    alone = f"before the worst of the base and of 1 of 2 experts alone (x nll {worst[0]:.4g}, y nll {worst[1]:.4g})"
+    assert alone in table.notes[0]
+
+
 def test_scales_are_mapped_to_the_range():
     _, done = mapped(low=-0.5, high=1.5, verify=2)
     inside, _ = mapped(verify=2)
@@ -313,6 +321,7 @@ def test_three_experts_and_three_objectives():
 def test_errors():
     with pytest.raises(LuthierError, match="merge.map.preference.*has 3 weights for 2 objectives.*weigh x nll, y nll"):
         mapped(preference=(1, 1, 1))
+    Map(preference=(1, 1, 1)).fits(TWO)  # before it is known what is measured
     with pytest.raises(LuthierError, match="0.7 is above 0.5"):
         Map(low=0.7, high=0.5)
     with pytest.raises(LuthierError, match="over 1 together"):

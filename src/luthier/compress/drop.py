@@ -54,17 +54,20 @@ class Drop(Study):
     roles = ("base", "data*")
     reduces_to = Reduces({"layers": 0}, "base")
 
+    def fits(self, space: Space, objectives: Sequence[str] = ()) -> None:
+        most = max(0, min(space.layers - 2 * (self.by in ("loss", "random", "last")), space.layers - 1))
+        if self.layers > most:
+            what = f"{self.layers} layers cannot go from {space.layers}"
+            raise LuthierError(what, where=f"{self.id}.layers", do=f"drop {most} at most")
+
+    def leaves(self, layers: int) -> int:
+        return layers - self.layers
+
     def least(self, layers: int) -> int:
         looks = self.layers * (layers - 2) if self.by == "loss" else 1
         return max(0, looks)
 
     def study(self, space: Space, evaluate: Evaluate, budget: Budget, ctx: Ctx) -> Table:
-        free = space.layers - 2 * (self.by in ("loss", "random", "last"))
-        if self.layers > max(0, min(free, space.layers - 1)):
-            what = f"{self.layers} layers cannot go from {space.layers}"
-            raise LuthierError(
-                what, where=f"{self.id}.layers", do=f"drop {max(0, min(free, space.layers - 1))} at most"
-            )
         kept = list(range(space.layers))
         notes: list[str] = []
         if self.layers and self.by == "loss":

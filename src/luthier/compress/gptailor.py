@@ -77,8 +77,20 @@ class Gptailor(Study):
         "in coefficients that merge nothing (tests/golden/test_compress_gptailor.py::test_published_designs)",
     )
 
+    def fits(self, space: Space, objectives: Sequence[str] = ()) -> None:
+        most = max(0, min(space.layers - self.first - self.last, space.layers - 1))
+        if self.layers > most:
+            what = f"{self.layers} layers cannot go from {space.layers}"
+            raise LuthierError(what, where=f"{self.id}.layers", do=f"let {most} go at most")
+        for number, layers in enumerate(space.experts):
+            if layers != space.layers:
+                what = f"expert {number} has {layers} layers, the base {space.layers}"
+                raise LuthierError(what, where=self.id, do="name variants of the base")
+
+    def leaves(self, layers: int) -> int:
+        return layers - self.layers
+
     def study(self, space: Space, evaluate: Evaluate, budget: Budget, ctx: Ctx) -> Table:
-        self._fits(space)
         designs = self._designs(space, ctx)[: self.designs]
         several = len(evaluate.objectives) > 1 and self.objectives == "parego"
 
@@ -92,16 +104,6 @@ class Gptailor(Study):
             evaluate(self._candidate(space, proposal), proposal)
         chosen: Any = self._best(evaluate)
         return evaluate.table(chosen, told(chosen.layers, space))
-
-    def _fits(self, space: Space) -> None:
-        most = max(0, min(space.layers - self.first - self.last, space.layers - 1))
-        if self.layers > most:
-            what = f"{self.layers} layers cannot go from {space.layers}"
-            raise LuthierError(what, where=f"{self.id}.layers", do=f"let {most} go at most")
-        for number, layers in enumerate(space.experts):
-            if layers != space.layers:
-                what = f"expert {number} has {layers} layers, the base {space.layers}"
-                raise LuthierError(what, where=self.id, do="name variants of the base")
 
     def _candidate(self, space: Space, proposal: Proposal) -> Transform:
         low, high = self.first, space.layers - self.last - 1

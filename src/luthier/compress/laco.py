@@ -77,14 +77,19 @@ class Laco(Study):
         "(tests/golden/test_compress_laco.py::test_released_code_leaves_the_last_layer)",
     )
 
-    def least(self, layers: int) -> int:
-        return 0 if self.layers == 0 else layers
-
-    def study(self, space: Space, evaluate: Evaluate, budget: Budget, ctx: Ctx) -> Table:
+    def fits(self, space: Space, objectives: Sequence[str] = ()) -> None:
         most = max(0, space.layers - 1 - self.low)
         if self.layers is not None and self.layers > most:
             what = f"{self.layers} layers cannot go from {space.layers}"
             raise LuthierError(what, where=f"{self.id}.layers", do=f"let {most} go at most")
+
+    def leaves(self, layers: int) -> int:
+        return layers - (self.layers or 0)
+
+    def least(self, layers: int) -> int:
+        return 0 if self.layers == 0 else layers
+
+    def study(self, space: Space, evaluate: Evaluate, budget: Budget, ctx: Ctx) -> Table:
         seen: dict[Transform, float] = {}
         close = self._closeness(space, evaluate, ctx, seen)
         threshold = self.threshold

@@ -29,10 +29,19 @@ def size_of_proof(problem: Any, method: Any) -> tuple[float, int]:
     return moments.cost([len(c.basis) for c in blocks.cones] if fits else [])
 
 
+CGROUP = Path("/sys/fs/cgroup")
+
+
 def free_memory() -> int | None:
-    """Bytes the system could give now, None where it does not say."""
+    """Bytes the system could give now, in a container no more than are left to it; None where it does not say."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return None
+    try:
+        most, used, told = ((CGROUP / f"memory.{name}").read_text().strip() for name in ("max", "current", "stat"))
+        cached = next(int(line.split()[1]) for line in told.splitlines() if line.startswith("inactive_file "))
+        return free if most == "max" else max(0, min(free, int(most) - int(used) + cached))
+    except (OSError, ValueError, StopIteration):
+        return free

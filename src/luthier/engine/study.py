@@ -65,9 +65,11 @@ def run_study(
     Raises LuthierError for models that do not fit together, for data without training items, and where Optuna
     is not installed.
     """
-    evaluator = Evaluator(method, base, experts, data, spec, ctx, folder, threads)
     depths = [1 + max(i.layer for i in m.tensors.values() if i.layer is not None) for m in (base, *experts)]
     space = Space(depths[0], tuple(depths[1:]), tuple(Path(e.path).name for e in experts))
+    method.fits(space, spec.objectives(data))
+    evaluator = Evaluator(method, base, experts, data, spec, ctx, folder, threads)
+    method.fits(space, evaluator.objectives)
     table = method.study(space, evaluator, evaluator, ctx.with_(roles={**ctx.roles, "data": list(data)}))
     evaluator.tell_all()
     chosen = table.where(chosen=True)
@@ -113,7 +115,6 @@ class Evaluator:
         dtype = working(next(i.dtype for i in base.tensors.values() if i.dtype.is_floating_point), ctx.device)
         self._base, self._experts = held(base, dtype), [held(e, dtype) for e in experts]
         self._tokenizer = load_tokenizer(Path(base.path))
-        self._known = {d.candidate: d for d in self._trials.finished() if not d.stopped}
         several = (self._base, *self._experts)
         self.trunk = Trunk(m.read_flat(n, 0, i.numel).view(i.shape) for m in several for n, i in m.tensors.items())
         self.objectives: tuple[str, ...] = ()
@@ -139,11 +140,11 @@ class Evaluator:
     def __call__(self, candidate: Transform, proposal: Any = None) -> tuple[float, ...] | None:
         """See `flows.Evaluate`."""
         text = text_of(candidate)
-        known = self._known.get(text) or self._judged_elsewhere(text)
+        known = self._seen(text, proposal)
         if known:
             if proposal is not None:
-                self._put(proposal, text, known.rungs, False, 0.0, known.parameters)
-            return known.values
+                self._put(proposal, text, known.rungs, known.stopped, 0.0, known.parameters)
+            return None if known.stopped else known.values
         began = time.perf_counter()
         with ExitStack() as kept:
             try:
@@ -158,15 +159,16 @@ class Evaluator:
             rungs, stopped = self._judged(model, tokenizer, proposal)
             parameters = sum(p.numel() for p in model.parameters())
         done = self._put(proposal, text, rungs, stopped, time.perf_counter() - began, parameters)
-        if stopped:
-            return None
-        self._known[text] = done
-        return done.values
+        return None if stopped else done.values
 
-    def _judged_elsewhere(self, text: str) -> Done | None:
-        """What another process has found of a candidate meanwhile."""
-        found = next((d for d in self._trials.finished() if d.candidate == text and not d.stopped), None)
-        return found and self._known.setdefault(text, found)
+    def _seen(self, text: str, proposal: Any) -> Done | None:
+        """What has been found of a candidate, here or by another process: all of it, or what it was stopped at, if
+        it would be stopped there again."""
+        every = [d for d in self._trials.finished() if d.candidate == text]
+        whole = next((d for d in every if not d.stopped), None)
+        if whole or proposal is None:
+            return whole
+        return next((d for d in every if self._behind(d.values, d.items, proposal.scalar)), None)
 
     @contextmanager
     def open(self, candidate: Transform) -> Iterator[tuple[Any, Any]]:

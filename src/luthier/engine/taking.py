@@ -26,10 +26,24 @@ def seconds(method: Transform, inputs: Inputs) -> float:
 
 def peak(method: Transform, inputs: Inputs) -> int:
     """Bytes held at once, without what it does with data; order statistics have room of their own."""
-    held = max(inputs.held, min(inputs.threads * inputs.held, inputs.most)) * HELD + FLOOR
     kernels = find_spec("numba") and many(inputs.count * _models(inputs), len(inputs.tensors), inputs.device)
+    return FLOOR + KERNELS * bool(kernels) + _working(method, inputs)
+
+
+def beyond(method: Transform, inputs: Inputs, memory: int) -> tuple[str, ...]:
+    """What to know where more is held than the user gave: a tensor or unit that a method needs whole."""
+    held = _working(method, inputs)
+    if held <= memory:
+        return ()
+    whole = {"group": "the largest unit", "tensor": "the largest tensor"}.get(method.granularity, "one piece")
+    need, given = -(-held >> 20), memory >> 20
+    return (f"needs {need} MiB to work in, and is given {given}: {method.id} takes {whole} of every model whole",)
+
+
+def _working(method: Transform, inputs: Inputs) -> int:
+    held = max(inputs.held, min(inputs.threads * inputs.held, inputs.most)) * HELD
     ranks = _looks(method) and method.granularity in ("element", "row") and "data*" not in method.roles
-    return int(held) + KERNELS * bool(kernels) + inputs.room * RANKED * ranks
+    return int(held) + inputs.room * RANKED * ranks
 
 
 def _looks(method: Transform) -> bool:

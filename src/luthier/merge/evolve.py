@@ -26,7 +26,7 @@ squared, and CMA-ES needs the cube of that at each generation: with more than so
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple
@@ -120,6 +120,13 @@ class Evolve(Study):
         except LuthierError as fault:
             raise fault.at(f"{self.id}.merge") from None
 
+    def fits(self, space: Space, objectives: Sequence[str] = ()) -> None:
+        if self.space == "flow" and space.layers < 2:
+            raise LuthierError("the base has one layer, which cannot be both ends", where=self.id)
+        if self.space == "parameters" and self.groups > space.layers:
+            what = f"{self.groups} groups of {space.layers} layers"
+            raise LuthierError(what, where=f"{self.id}.groups", do=f"ask for {space.layers} at most")
+
     def least(self, layers: int) -> int:
         return int(self.space == "parameters" and all(low == high for low, high in self.ranges.values()))
 
@@ -141,9 +148,6 @@ class Evolve(Study):
     def _numbers(self, space: Space) -> list[Number]:
         if self.space == "flow":
             return self._flow(space)
-        if self.groups > space.layers:
-            what = f"{self.groups} groups of {space.layers} layers"
-            raise LuthierError(what, where=f"{self.id}.groups", do=f"ask for {space.layers} at most")
         return self._parameters(len(space.experts))
 
     def _candidate(self, space: Space, values: Mapping[str, float]) -> Transform:
@@ -202,8 +206,6 @@ class Evolve(Study):
 
     def _slots(self, space: Space) -> tuple[Slot, list[Slot], Slot]:
         """The fixed first one, the free ones in order, the fixed last one."""
-        if space.layers < 2:
-            raise LuthierError("the base has one layer, which cannot be both ends", where=self.id)
         depths = [space.layers, *space.experts]
         row = [(None if m == 0 else m - 1, layer) for m, depth in enumerate(depths) for layer in range(depth)]
         every = [Slot(r, model, layer, at) for r in range(self.repeats) for at, (model, layer) in enumerate(row)]

@@ -82,11 +82,13 @@ class Map(Study):
         if not any(f.name == "weights" for f in dataclasses.fields(self.merge)):  # type: ignore[arg-type]
             raise LuthierError("has no weights", where=f"{self.id}.merge", do="use a merge with weights")
 
+    def fits(self, space: Space, objectives: Sequence[str] = ()) -> None:
+        if self.preference is not None and objectives and len(self.preference) != len(objectives):
+            what = f"has {len(self.preference)} weights for {len(objectives)} objectives"
+            raise LuthierError(what, where=f"{self.id}.preference", do=f"weigh {', '.join(objectives)}")
+
     def study(self, space: Space, evaluate: Evaluate, budget: Budget, ctx: Ctx) -> Table:
         names = evaluate.objectives
-        if self.preference is not None and len(self.preference) != len(names):
-            what = f"has {len(self.preference)} weights for {len(names)} objectives"
-            raise LuthierError(what, where=f"{self.id}.preference", do=f"weigh {', '.join(names)}")
         size = len(space.experts)
         course = Course(self, size, budget.trials, evaluate, ctx)
         for proposal in budget.proposals("random", first=course):
@@ -127,7 +129,7 @@ class Map(Study):
         found_PN = torch.cat([plain_PN, (disturbed_PN + self.disturb * noise_PN).clamp(0, 1)])
         if self.rest == "grid":
             found_PN = torch.cat([found_PN, _grid(left - len(found_PN), size, generator)])
-        rest_PN = _uniform(left - len(found_PN), size, generator)
+        rest_PN = _uniform(left, size, generator)  # the grid may give fewer than asked for
         return torch.cat([torch.eye(size, dtype=torch.float64), found_PN, rest_PN])[:count]
 
 
@@ -175,7 +177,7 @@ class Course(Sequence):
     def _link(self, objective: str, y_P: Tensor) -> str:
         if self.method.link == "identity":
             return "identity"
-        if objective.rsplit(" ", 1)[-1] in HIGHER:
+        if objective.rpartition(" ")[2] in HIGHER:
             return "sigmoid"
         return "softplus" if y_P.min() >= 0 else "identity"
 
@@ -194,8 +196,9 @@ class Course(Sequence):
         volume = hypervolume([done[i].values for i in best], reference)
         hoped = hypervolume(self.predicted()[1].tolist(), reference)
         before = ", ".join(f"{name} {r:.4g}" for name, r in zip(self.evaluate.objectives, reference, strict=True))
+        judged = "each expert" if len(alone) == self.size else f"{len(alone)} of {self.size} experts"
         said = [f"front: {len(best)} of {len(done)} merges, hypervolume {volume:.4g} (predicted {hoped:.4g}) before the"
-                f" worst of the base and of each expert alone ({before})"]  # fmt: skip
+                f" worst of the base and of {judged} alone ({before})"]  # fmt: skip
         checked = [t for t in done if t.ordinal >= self.sampled]
         if checked:
             foretold_PM = self.fit()(torch.stack([self.scales(t) for t in checked]))
@@ -222,16 +225,14 @@ class Surrogate:
 
 
 def _uniform(count: int, size: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(max(0, count), size, generator=generator, dtype=torch.float64)
+    return torch.rand(count, size, generator=generator, dtype=torch.float64)
 
 
 def _grid(count: int, size: int, generator: torch.Generator) -> Tensor:
     """As the released code has it: of a grid of about twice as many points, without those that sum to 1 and those
     with one number throughout, `count` at random, or all if there are fewer."""
-    steps = max(2, math.ceil((max(1, count) / 0.5) ** (1 / size)))
+    steps = max(2, math.ceil((count / 0.5) ** (1 / size)))
     places_PN = torch.cartesian_prod(*[torch.arange(steps)] * size).view(-1, size)
     usable_P = (places_PN.sum(1) != steps - 1) & (places_PN != places_PN[:, :1]).any(1)
     points_PN = places_PN[usable_P].double() / (steps - 1)
-    if len(points_PN) > count:
-        points_PN = points_PN[torch.randperm(len(points_PN), generator=generator)[: max(0, count)]]
-    return points_PN
+    return points_PN[torch.randperm(len(points_PN), generator=generator)[:count]]

@@ -59,4 +59,5 @@ def search(
     ctx = Context(seed=seed, step="judged")
     with tempfile.TemporaryDirectory(prefix="luthier-judged-") as place:
         doors: Any = Judged(judge, objectives, base, trials, ctx, folder or Path(place))
+        method.fits(space, doors.objectives)
         return method.study(space, doors, doors, ctx), doors.finished

@@ -85,15 +85,9 @@ HARMLESS: dict[tuple[str, str, str], str] = {
     ("merge.map", "found_PN = torch.cat([plain_PN, (disturbed_PN + self.disturb * noise_PN).clamp(0, 1)])",
      "disturbed_PN + self.disturb * noise_PN -> disturbed_PN - self.disturb * noise_PN"):
         "noise is as likely as its opposite",
-    ("merge.map", "rest_PN = _uniform(left - len(found_PN), size, generator)",
-     "left - len(found_PN) -> left + len(found_PN)"): _CUT,
     ("merge.map", "places = spread(y_PM, self.trials - self.sampled, self.method.pick(y_PM.tolist()))",
      "self.trials - self.sampled -> self.trials + self.sampled"):
         "each point is chosen by those before it, so that more of them change no earlier one",
-    ("merge.map", "if len(points_PN) > count:", "len(points_PN) > count -> len(points_PN) >= count"):
-        "as many as are asked for are all taken, in whatever order",
-    ("merge.map", "points_PN = points_PN[torch.randperm(len(points_PN), generator=generator)[: max(0, count)]]",
-     "0 -> 1"): _CUT,
     ("merge.model_stock", "return torch.where(below.abs() < SINGULAR, 0.0, count * mean / below)",
      "below.abs() < SINGULAR -> below.abs() <= SINGULAR"):
         "a denominator is a float from angles, and none is 1e-6 to the last bit",
