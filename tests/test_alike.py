@@ -1,8 +1,10 @@
 """Models of the same shapes that do not mean the same by them: refused, or said beforehand."""
 
 import json
+import types
 
 import pytest
+import torch
 
 from luthier.checkpoint.alike import doubts
 from luthier.checkpoint.reader import Checkpoint
@@ -43,6 +45,11 @@ def test_what_cannot_be_merged(tmp_path, changes, said):
     ({"rope_parameters": {"rope_theta": 10000.0, "rope_type": "linear", "factor": 2.0}},
      ("two: rope_scaling is {'rope_type': 'linear', 'factor': 2.0}, the output has None",)),
     ({"sliding_window": 64}, ("two: sliding_window is 64, the output has None",)),
+    ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}},
+     ("two: rope_scaling is {'rope_type': 'linear', 'factor': 2.0}, the output has None",)),
+    ({"rope_parameters": None}, ()),
+    ({"model_type": "mistral"}, ("two: model_type is 'mistral', the output has 'llama'",)),
+    ({"eos_token_id": [1, 2]}, ("two: eos_token_id is [1, 2], the output has 1",)),
     ({"rope_parameters": [], "text_config": 3}, None),
 ])  # fmt: skip
 def test_what_is_said_beforehand(tmp_path, changes, said):
@@ -56,6 +63,26 @@ def test_chat_templates(tmp_path):
     note = "two: the chat template is another one, the output has that of one"
     assert doubts(*models) == (note,)
     assert doubts(models[0], models[0]) == ()
+    plain = "two: has a chat template, one none, nor has the output"
+    config = models[0].path / "tokenizer_config.json"
+    said = json.loads(config.read_text())
+    said.pop("chat_template", None)
+    config.write_text(json.dumps(said))
+    (models[0].path / "chat_template.jinja").unlink(missing_ok=True)
+    assert doubts(*models) == (plain,) and doubts(*models[::-1]) == ()
+
+
+@pytest.mark.parametrize(("dtypes", "note"), [
+    (("bfloat16", "float32"), ("two: weights are float32, the output's bfloat16 unless a dtype is given",)),
+    (("float32", "bfloat16"), ()), (("bfloat16", "bfloat16"), ()),
+    (("bfloat16", "float16"), ("two: weights are float16, the output's bfloat16 unless a dtype is given",)),
+])  # fmt: skip
+def test_dtypes(dtypes, note):
+    models = []
+    for name, kind in zip(("one", "two"), dtypes, strict=True):
+        info = types.SimpleNamespace(dtype=getattr(torch, kind))
+        models.append(types.SimpleNamespace(config={"model_type": "llama"}, path=name, tensors={"a": info}))
+    assert doubts(*models) == note
 
 
 def test_plan_shows_it_for_mergekits_yaml_too(tmp_path, capsys):
@@ -65,3 +92,34 @@ def test_plan_shows_it_for_mergekits_yaml_too(tmp_path, capsys):
     file.write_text(f"merge_method: linear\nmodels: [{listed}]\n")
     assert main(["plan", str(file), "--folder", str(tmp_path / "run")]) == 0
     assert "note: two: rms_norm_eps is 0.5, the output has 1e-06" in capsys.readouterr().out
+
+
+def test_plan_knows_what_the_merge_would_refuse(tmp_path, capsys):
+    """Where the output cannot be put, and inputs that are no numbers or lead elsewhere."""
+    one, two_ = two(tmp_path)
+    file = tmp_path / "merge.yaml"
+    file.write_text("merge_method: linear\nmodels:\n" + "".join(
+        f"- {{model: {model.path}, parameters: {{weight: 1}}}}\n" for model in (one, two_)
+    ))  # fmt: skip
+
+    def planned(out="run"):
+        code = main(["plan", str(file), "--folder", str(tmp_path / out)])
+        said = " ".join(capsys.readouterr().out.split())
+        assert code == (2 if "cannot work" in said else 0)
+        return said.partition("cannot work: ")[2]
+
+    assert planned() == ""
+    assert "holds an input" in planned("one")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "note.txt").write_text("mine")
+    assert "exists and was not written by Luthier" in planned("other")
+    (one.path / "tokenizer.model").symlink_to("/etc/hostname")
+    assert "is a link out of its folder" in planned()
+    (one.path / "tokenizer.model").unlink()
+    for model in (one, two_):
+        config = model.path / "config.json"
+        before = config.read_text()
+        config.write_text(json.dumps({**json.loads(before), "quantization_config": {"bits": 4}}))
+        assert "the weights are quantized" in planned()
+        config.write_text(before)
+    assert planned() == ""

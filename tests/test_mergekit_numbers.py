@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from fnmatch import fnmatchcase, translate
 
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from luthier.catalogue import load as method
 from luthier.engine.mergekit import to_recipe
+from luthier.kit import schedule
 from luthier.kit.schedule import at
 from luthier.recipe_text import parse
 
@@ -143,3 +146,31 @@ def test_a_numbered_filter_comes_first():
     seen = lambda layer: [at(found, name, None) for name in inside(LLAMA, layer)]  # noqa: E731
     assert seen(3) == [2.0] * 5
     assert seen(2) == [0.7, 0.7, 1.0, 0.7, 0.05]
+
+
+WORDS = ["*", "?", "layers.", "h.", "3.", "13.", "3", "mlp", "[0-9]", "[l]ayers.3.", ".", "path.3.", "[!a]"]
+NAMES = ["model.", "layers.", "h.", "3.", "13.", "4.", "self_attn", "mlp.", "path.", "l", "h"]
+
+
+@given(
+    globs=st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=5).map("".join), max_size=6, unique=True),
+    name=st.lists(st.sampled_from(NAMES), min_size=1, max_size=6).map("".join),
+)
+def test_patterns_sorted_by_layer_match_as_one_by_one(globs, name):
+    slow = [glob for glob in globs if fnmatchcase(name, glob)]
+    assert schedule._Globs(globs).last(name) == (slow[-1] if slow else None)
+
+
+def test_a_tensor_is_asked_about_its_own_layer(monkeypatch):
+    """Patterns for a hundred layers cost it no more than those for one, so that tensors times layers stay cheap."""
+    asked = []
+
+    def compiled(glob):
+        asked.append(glob)
+        return re.compile(translate(glob))
+
+    monkeypatch.setattr(schedule, "_compiled", compiled)
+    globs = ["*", *(f"*layers.{i}.{part}*" for i in range(100) for part in ("mlp", "self_attn"))]
+    made = schedule._Globs(globs)
+    assert made.last("model.layers.7.mlp.up_proj.weight") == "*layers.7.mlp*" and len(asked) == 2
+    assert made.last("model.norm.weight") == "*" and len(asked) == 3

@@ -136,3 +136,33 @@ def test_weights_that_cancel_in_a_slice_are_found_beforehand(three, method):
     for meet in (((None, 0, 1), (0, 0, 1), (1, 0, 1)),), (*alone, ((None, 0, 1), (0, 0, 1), (1, 0, 1))):
         with pytest.raises(LuthierError, match=r"weights: they sum to 0 at .*; set normalize: false"):
             plan_transform(method, base, experts, layout=Layout(meet))
+
+
+@pytest.mark.parametrize(("slices", "head"), [
+    ([[(0, 0, 1)], [(1, 1, 2)]], lambda tied, own: own["lm_head.weight"]),
+    ([[(1, 0, 1)], [(0, 1, 2)]], lambda tied, own: tied["model.embed_tokens.weight"]),
+    ([[(0, 0, 2), (1, 0, 2)]], lambda tied, own: (tied["model.embed_tokens.weight"] + own["lm_head.weight"]) / 2),
+    ([[(1, 0, 2), (0, 0, 2)]], lambda tied, own: (tied["model.embed_tokens.weight"] + own["lm_head.weight"]) / 2),
+    ([[(0, 0, 2)]], None),
+])  # fmt: skip
+def test_a_tied_model_beside_one_with_a_head_of_its_own(tmp_path, slices, head):
+    """The tied one's head is its embedding, and the output, which then has a head, does not say it is tied."""
+    for tied in (True, False):
+        tiny.checkpoint(tmp_path / str(tied), int(tied), tie_word_embeddings=tied)
+    models = [Checkpoint.open(tmp_path / str(tied)) for tied in (True, False)]
+    tied, own = map(weights, models)
+    assert "lm_head.weight" not in tied and "lm_head.weight" in own
+    written = merged(Linear(), None, models, slices, tmp_path / "out")
+    assert Checkpoint.open(tmp_path / "out").config["tie_word_embeddings"] is (head is None)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(model.lm_head.weight.float(), written["lm_head.weight" if head else "model.embed_tokens.weight"])
+    if head:
+        torch.testing.assert_close(written["lm_head.weight"], head(tied, own))
+
+
+def test_ends_of_two_vocabularies_need_a_tokenizer(tmp_path):
+    for size in (280, 300):
+        tiny.checkpoint(tmp_path / str(size), vocab_size=size)
+    models = [Checkpoint.open(tmp_path / str(size)) for size in (280, 300)]
+    with pytest.raises(LuthierError, match=r"slices\[1\]: a head of \[300, 32\] after an embedding of \[280, 32\]"):
+        merged(Linear(), None, models, [[(0, 0, 1)], [(1, 1, 2)]], tmp_path / "out")

@@ -387,6 +387,17 @@ def test_plan_reads_no_weights(folders):
     assert plan.seconds > 0 and plan.memory_bytes > 0
 
 
+@pytest.mark.parametrize(("use", "shape", "memory", "said"), [
+    (TaskArithmetic(), (4000, 4000), 512 << 20, None), (Tsv(), (400, 400), 512 << 20, None),
+    (Tsv(), (4000, 4000), 512 << 20, "merge.tsv takes the largest tensor of every model whole"),
+    (TaskArithmetic(), (4000, 4000), 1 << 20, "merge.task_arithmetic takes one piece of every model whole"),
+])  # fmt: skip
+def test_a_plan_says_where_more_is_needed_than_given(use, shape, memory, said):
+    source = Memory({"model.layers.0.mlp.up_proj.weight": torch.zeros(1).expand(shape)})
+    notes = plan_transform(use, source, [source] * 2, memory=memory, threads=1).notes
+    assert notes == () if said is None else len(notes) == 1 and notes[0].endswith(said)
+
+
 def test_memory_does_not_grow_with_experts():
     """The batch shrinks as models are added, down to one piece."""
     tensors = {"a": torch.zeros(8)}
@@ -456,7 +467,10 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
-@pytest.mark.parametrize("use", ["merge.ties", "merge.dare", "merge.breadcrumbs"])
+@pytest.mark.parametrize("use", [
+    "merge.linear", "merge.ties", "merge.dare", "merge.della", "merge.breadcrumbs", "merge.cabs", "merge.pcb",
+    "merge.model_stock", "merge.widen",
+])  # fmt: skip
 def test_a_merge_stays_below_the_memory_it_was_given(use, tmp_path):
     """Seventeen models of 3.2 million entries in a process of its own, which grows by 48 MiB at most."""
     gen = torch.Generator().manual_seed(0)
@@ -545,7 +559,7 @@ def test_other_models_are_refused(folders, tmp_path):
         assert all(w in str(fault.value) for w in words), fault.value
         assert not (tmp_path / "out").exists()
 
-    words = "one vocabulary", "lm_head", "[2200, 32]", "[2300, 32]", str(folders[0])
+    words = "set tokenizer", "lm_head", "[2200, 32]", "[2300, 32]", str(folders[0])
     refused(tiny.checkpoint(tmp_path / "v", 1, **{**WIDE, "vocab_size": 2200}), *words)
     refused(tiny.checkpoint(tmp_path / "i", 1, **WIDE, intermediate_size=64), "one architecture", "mlp.")
     refused(tiny.checkpoint(tmp_path / "more", 1, **WIDE, num_hidden_layers=3), "layers.2.", "is in this model only")

@@ -106,7 +106,7 @@ def test_sizes_that_differ_and_ties(tmp_path):
     """Padded to 300 here, to 276 there, tied everywhere: loads, stays tied, and is padded up to a multiple."""
     one = model(tmp_path / "one", 1, ["<|im_end|>"], rows=300, tied=True)
     two = model(tmp_path / "two", 2, rows=276, tied=True)
-    with pytest.raises(LuthierError, match=r"has the shape \[276, 32\].* merge models of one vocabulary"):
+    with pytest.raises(LuthierError, match=r"has the shape \[276, 32\].* set tokenizer: base, union or a model.s name"):
         plan_transform(Linear(), None, [one, two])
     out = merged(tmp_path, None, [one, two], "base", multiple=64)
     made, a, b = embedding(out), embedding(one), embedding(two)

@@ -279,3 +279,16 @@ def test_every_entry_is_drawn_once(monkeypatch, rescale, vote):
     )
     hand(Dare(density=0.5, rescale=rescale, vote=vote))
     assert sorted(drawn) == sorted((CTX.key("w", expert), 0) for expert in range(3))
+
+
+@pytest.mark.parametrize(("fields", "bits"), [
+    ({"vote": "majority"}, 4), ({"rescale": "l1"}, 4), ({}, 0), ({"vote": "plus"}, 0),
+])  # fmt: skip
+def test_what_is_drawn_is_kept_where_it_is_needed_again(fields, bits):
+    """A bit an entry and model, whole bytes a tensor; the plan counts it among what goes to disk."""
+    from luthier.engine.stream import plan_transform
+
+    source = Memory({"w": torch.zeros(20, 3), "norm": torch.zeros(9)})
+    planned = plan_transform(Dare(density=0.5, **fields), source, [source] * 3)
+    assert planned.kept_bytes == bits * (8 + 2)
+    assert plan_transform(Linear(), None, [source] * 3).kept_bytes == 0

@@ -53,7 +53,7 @@ def write_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         sweep(out.parent, out.name)
-        _check_replaceable(out)
+        check_replaceable(out)
         temp.mkdir()
     except OSError as error:
         raise disk_fault(error, out) from None
@@ -63,7 +63,7 @@ def write_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
         yield temp
         (temp / MARK).write_text("\n".join([SAID, *_entries(temp)]) + "\n", encoding="utf-8")
         _sync(temp)
-        _check_replaceable(out)  # hours may have passed
+        check_replaceable(out)  # hours may have passed
         _put(temp, out)
     except LuthierError:
         raise
@@ -143,7 +143,7 @@ def check_apart(out: str | os.PathLike[str], inputs: Iterable[Path]) -> None:
             raise LuthierError(f"holds an input, {path}", where=str(out), do="choose another folder for the output")
 
 
-def _check_replaceable(out: Path) -> None:
+def check_replaceable(out: Path) -> None:
     """LuthierError for what stands there and must stay."""
     if not os.path.lexists(out):
         return

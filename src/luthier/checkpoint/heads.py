@@ -19,6 +19,10 @@ from luthier.kit.symmetry import Heads, Units
 
 KNOWN = ("block.attention", "block.dense", "block.moe")
 """What may fill the slots of our own decoder that weights are read by."""
+SHARES = ("rotary_pct", "partial_rotary_factor")
+"""Keys of config.json, some of which some families heed."""
+_INTO = ("gate", "up", "gate_up")
+"""Parts of a feed-forward block that the stream goes into."""
 WITHOUT = "leave its attention out: set: {parts: [mlp]}"
 
 
@@ -45,8 +49,10 @@ class AttentionAt:
         g, h = self.groups, self.width
         if "qkv" in self.names:
             rows = self._rows(values, "qkv")
-            by_head = self.row.qkv == "by_head"
-            q, k, v = rows.view(*((-1, 3) if by_head else (3, -1)), h, rows.shape[1]).unbind(1 if by_head else 0)
+            if self.row.qkv == "by_head":
+                q, k, v = rows.view(-1, 3, h, rows.shape[1]).unbind(1)
+            else:
+                q, k, v = rows.split([self.heads * h, g * h, g * h])
         else:
             q, k, v = (self._rows(values, part) for part in "qkv")
         o_HX = _exact(values, self.names["o"])
@@ -65,7 +71,8 @@ class AttentionAt:
         parts = {"q": heads.q_GMHX, "k": heads.k_GHX, "v": heads.v_GHX}
         rows = {n: t.reshape(self.groups, -1, self.width, t.shape[-1]).flatten(0, 1) for n, t in parts.items()}
         if "qkv" in self.names:
-            rows = {"qkv": torch.stack(list(rows.values()), 1 if self.row.qkv == "by_head" else 0)}
+            every = list(rows.values())
+            rows = {"qkv": torch.stack(every, 1) if self.row.qkv == "by_head" else torch.cat(every)}
         for part, each in rows.items():
             self._put(made, part, each.reshape(-1, each.shape[-1]))
         o_HX = heads.o_GMHX.reshape(-1, heads.o_GMHX.shape[-1])
@@ -91,17 +98,20 @@ class UnitsAt:
 
     def read(self, values: Mapping[str, Tensor]) -> Units:
         """The hidden units, from tensors by name."""
-        gate = _joined(values, self.names, "gate", self.transposed) if "gate" in self.names else None
         down_UX = _exact(values, self.names["down"])
-        up_UX = _joined(values, self.names, "up", self.transposed)
-        return Units(gate, up_UX, down_UX if self.transposed else down_UX.T)
+        rows = {part: _joined(values, self.names, part, self.transposed) for part in _INTO if part in self.names}
+        if "gate_up" in rows:
+            rows["gate"], rows["up"] = rows["gate_up"].chunk(2)
+        return Units(rows.get("gate"), rows["up"], down_UX if self.transposed else down_UX.T)
 
     def write(self, units: Units, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The hidden units as tensors by name, shaped like `values`."""
         made: dict[str, Tensor] = {self.names["down"]: units.down_UX if self.transposed else units.down_UX.T}
-        for part, rows in (("gate", units.gate_UX), ("up", units.up_UX)):
-            if rows is not None:
-                _parted(made, self.names, part, rows, self.transposed)
+        rows = {"up": units.up_UX} if units.gate_UX is None else {"gate": units.gate_UX, "up": units.up_UX}
+        if "gate_up" in self.names:
+            rows = {"gate_up": torch.cat(list(rows.values()))}
+        for part, each in rows.items():
+            _parted(made, self.names, part, each, self.transposed)
         return {name: t.reshape(values[name].shape) for name, t in made.items()}
 
 
@@ -145,10 +155,14 @@ def attention_of(config: Mapping[str, Any], layer: Mapping[str, Any]) -> Attenti
         raise LuthierError(f"has the shape {list(shapes[flat])}, no matrix", where=names[flat], do=WITHOUT)
     fused = "qkv" in names
     rows = {p: shapes[p][0] for p in (("qkv",) if fused else "qkv")}
-    width, left = divmod(rows["qkv"] // 3 if fused else rows["q"], heads)
-    groups = heads if fused else rows["k"] // max(width, 1)
+    if fused:  # the rows alone do not tell how many are keys
+        groups = told if isinstance(told := text.get(row.kv_heads), int) and told > 0 else heads
+        width, left = divmod(rows["qkv"], heads + 2 * groups)
+    else:
+        width, left = divmod(rows["q"], heads)
+        groups = rows["k"] // max(width, 1)
     fits = left == 0 and width > 0 and groups > 0 and heads % groups == 0
-    if not fits or not (rows["qkv"] == 3 * heads * width if fused else rows["k"] == rows["v"] == groups * width):
+    if not fits or not (fused or rows["k"] == rows["v"] == groups * width):
         raise LuthierError(f"rows {rows} are no {heads} heads", where=where, do=WITHOUT)
     _check_shapes(names, shapes, heads * width, groups * width, width)
     return AttentionAt(row, names, heads, groups, width, pairs(config, width))
@@ -158,7 +172,7 @@ def _check_shapes(
     names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], query: int, key: int, width: int
 ) -> None:
     """LuthierError for a tensor that does not go with its layer's others. query, key: rows of all heads together."""
-    rows = {"q": query, "k": key, "v": key, "qkv": 3 * query}
+    rows = {"q": query, "k": key, "v": key, "qkv": query + 2 * key}
     inputs = shapes["qkv" if "qkv" in shapes else "q"][1]
     whole = shapes.get("q_norm") == (query,)  # gains of all heads, or those that every head has
     allowed = {
@@ -188,9 +202,10 @@ def turning_share(config: Mapping[str, Any]) -> float:
     rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
     if not isinstance(rope, Mapping):
         raise LuthierError(f"rope_parameters is {said(rope)}, no map", where="config.json", do=WITHOUT)
-    told = [rope.get("partial_rotary_factor"), text.get("rotary_pct"), text.get("partial_rotary_factor")]
-    share = next((s for s in told[:2] if s is not None), row.turning) if row.partial else row.turning
-    for other in told:
+    told = {"rope": rope.get("partial_rotary_factor"), **{k: text.get(k) for k in SHARES}}
+    heeded = [told["rope"], told[row.partial]] if row.partial else []
+    share = next((s for s in heeded if s is not None), row.turning)
+    for other in told.values():
         if other is not None and (isinstance(other, bool) or not isinstance(other, int | float) or not 0 <= other <= 1):
             raise LuthierError(f"{said(other)} is no share of a head that turns", where="config.json", do=WITHOUT)
         if other is not None and other != share:
@@ -213,13 +228,13 @@ def units_of(config: Mapping[str, Any], layer: Mapping[str, Any]) -> list[UnitsA
     found: dict[str, dict[str, str]] = {}
     for name, t in layer.items():
         kind, _, part = t.role.removesuffix(".bias").rpartition(".")
-        if kind in ("mlp", "moe", "moe.shared") and part in ("gate", "up", "down"):
+        if kind in ("mlp", "moe", "moe.shared") and part in (*_INTO, "down"):
             inside = name.removeprefix(f"{stack_of(name)}.").split(".")[1:]  # after the layer's number
             label = ".".join(inside[: -2 if inside[-1] in ("weight", "bias") else -1])
             found.setdefault(label, {})[part + (".bias" if t.role.endswith(".bias") else "")] = name
     for label, names in found.items():
         flat = [n for p, n in names.items() if not p.endswith(".bias") and len(layer[n].shape) != 2]
-        if flat or not {"up", "down"} <= set(names):
+        if flat or not ({"up", "down"} <= set(names) or {"gate_up", "down"} == {p.partition(".")[0] for p in names}):
             raise LuthierError(f"{label}: no feed-forward block of gate, up and down", where=next(iter(names.values())),
                                do="leave it out of `parts`")  # fmt: skip
         _check_block(names, {p: tuple(layer[n].shape) for p, n in names.items()}, "mlp.up" in row.transposed)
@@ -229,11 +244,12 @@ def units_of(config: Mapping[str, Any], layer: Mapping[str, Any]) -> list[UnitsA
 
 def _check_block(names: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], transposed: bool) -> None:
     """LuthierError for a tensor that does not go with the others of its feed-forward block."""
-    units, inputs = shapes["up"][:: -1 if transposed else 1]
+    units, inputs = shapes["up" if "up" in shapes else "gate_up"][:: -1 if transposed else 1]
+    units = units if "up" in shapes else units // 2
     outputs = shapes["down"][1 if transposed else 0]
     for part, shape in shapes.items():
         weight, _, bias = part.partition(".")
-        rows, columns = (outputs, units) if weight == "down" else (units, inputs)
+        rows, columns = (outputs, units) if weight == "down" else (units * (1 + (weight == "gate_up")), inputs)
         allowed = (rows,) if bias else (columns, rows) if transposed else (rows, columns)
         if shape != allowed:
             what = f"has the shape {list(shape)}, its block's others ask for {list(allowed)}"

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +56,8 @@ def vocabulary(source: Any) -> Vocabulary:
             raise LuthierError(f"has {path.stat().st_size:,} bytes", where=str(path))
         raw = json.loads(path.read_text(encoding="utf-8"))
         own = raw["model"]["vocab"]
-        rows = dict(own) if isinstance(own, dict) else {token: i for i, (token, _) in enumerate(own)}
+        pairs = own.items() if isinstance(own, dict) else ((token, i) for i, (token, _) in enumerate(own))
+        rows = {sys.intern(token): i for token, i in pairs}  # most models of a merge share most tokens
         added = {entry["content"]: entry["id"] for entry in raw.get("added_tokens") or ()}
     except FileNotFoundError:
         raise LuthierError("has no tokenizer.json", where=str(path.parent), do="rows cannot be matched") from None
@@ -125,7 +126,7 @@ class Matched:
     """
 
     def __init__(self, models: Sequence[tuple[Any, Vocabulary]], own: int, to: Vocabulary):
-        self.source, self.to, self._models = models[own][0], to, models
+        self.source, self.to, self._sources = models[own][0], to, [model for model, _ in models]
         order = [own, *(n for n in range(len(models)) if n != own)]
         self._model = np.full(to.size, -1, dtype=np.int32)
         self._row = np.zeros(to.size, dtype=np.int64)
@@ -136,6 +137,9 @@ class Matched:
                 self._model[row], self._row[row] = has[0]
             elif has:
                 self._mean[row] = has
+        tokens = np.array([row for token, row in to.rows.items() if isinstance(token, str)], dtype=np.int64)
+        self.lacked = int((self._model[tokens] != own).sum())
+        """Tokens whose rows come from other models."""
         self.tensors = {name: self._sized(info) for name, info in self.source.tensors.items()}
         inner = {**text_config(self.source.config), "vocab_size": to.size}
         whole = "text_config" in self.source.config
@@ -145,12 +149,6 @@ class Matched:
         if name.startswith("_") or name == "source":
             raise AttributeError(name)
         return getattr(self.source, name)
-
-    @cached_property
-    def lacked(self) -> int:
-        """Tokens whose rows come from other models."""
-        own = self._models.index(next(m for m in self._models if m[0] is self.source))
-        return int(sum(self._model[row] != own for token, row in self.to.rows.items() if isinstance(token, str)))
 
     def _sized(self, info: TensorInfo) -> TensorInfo:
         if info.role not in ROLES:
@@ -192,7 +190,7 @@ class Matched:
 
     def _read(self, model: int, name: str, start: int, count: int) -> Tensor:
         """Of another model; a head that is tied there is its embedding."""
-        source = self._models[model][0]
+        source = self._sources[model]
         return source.read_flat(name if name in source.tensors else _embedding(source).name, start, count)
 
 

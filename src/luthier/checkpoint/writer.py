@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from luthier.checkpoint.alike import must_be_dense
 from luthier.checkpoint.atomic import write_folder
 from luthier.checkpoint.card import put_card
 from luthier.checkpoint.header import Entry, as_bytes, pack_header
@@ -115,18 +116,25 @@ def _share_out(infos: list, limit: int) -> list[list]:
     return shards
 
 
+def sidecars(src: Checkpoint) -> list[Path]:
+    """The files beside weights and config that a model made from `src` takes along.
+
+    LuthierError for links out of the folder, and for quantized weights, which are no numbers to compute with.
+    """
+    must_be_dense(src)
+    there = [name for name in SIDECARS[1:] if os.path.lexists(src.path / name)]
+    there += [file.name for pattern in _LICENCES for file in src.path.glob(pattern) if not file.is_dir()]
+    return [inside(src.path, name) for name in there]
+
+
 def copy_sidecars(src: Checkpoint, folder: Path, config: Mapping[str, Any] | None = None) -> None:
     """Copy config, tokenizer, generation config, chat template and licence of `src` into `folder`.
 
-    config: written instead of the source's. Requests for remote code (`auto_map`) are dropped. Raises
-    LuthierError for links out of the folder, and for quantized weights, which are no numbers to compute with.
+    config: written instead of the source's. Requests for remote code (`auto_map`) are dropped. Raises what
+    `sidecars` does.
     """
-    if "quantization_config" in src.config:
-        raise LuthierError("the weights are quantized", where=str(src.path), do="use the model's dense checkpoint")
-    there = [name for name in SIDECARS[1:] if os.path.lexists(src.path / name)]
-    there += [file.name for pattern in _LICENCES for file in src.path.glob(pattern) if not file.is_dir()]
-    for name in there:
-        shutil.copyfile(inside(src.path, name), folder / name)
+    for file in sidecars(src):
+        shutil.copyfile(file, folder / file.name)
     made = {k: v for k, v in (config or src.config).items() if k != "auto_map"}
     (folder / "config.json").write_text(json.dumps(made, indent=2) + "\n")
 

@@ -59,7 +59,7 @@ class Spoken:
         if layout.tokenizer is None:
             _check_rows(models)
             return
-        known = [(model, vocabulary(model)) for model in models]
+        known = _known(models)
         to = self._chosen(known, layout, offset=base is not None)
         for _, other in known:
             check_known(to, other)
@@ -97,6 +97,16 @@ class Spoken:
                 shutil.copyfile(inside(home, name), folder / name)
         if self.new:
             _extend(folder, self.new)
+
+
+def _known(models: Sequence[Any]) -> list[tuple[Any, Vocabulary]]:
+    """Every model's vocabulary; rows that are alike, which are tens of megabytes, are held once."""
+    known: list[tuple[Any, Vocabulary]] = []
+    for model in models:
+        one = vocabulary(model)
+        rows = next((other.rows for _, other in known if other.rows == one.rows), one.rows)
+        known.append((model, one._replace(rows=rows)))
+    return known
 
 
 def _extend(folder: Path, new: dict[str, tuple[int, Path]]) -> None:

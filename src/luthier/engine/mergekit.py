@@ -2,7 +2,8 @@
 
 What it says is kept: models or slices of layers, weights, densities and the like as numbers, gradients or
 lists of filters, shares taken tensor by tensor and weights in the vote, as mergekit does, and the tokenizer.
-Three things differ: sums are in fp32 whatever `dtype` says, which then is the output's only; what DARE and
+Four things differ: sums are in fp32 whatever `dtype` says, which then is the output's only; where no dtype is
+given the output has the first model's, mergekit's the widest (a note says so where they differ); what DARE and
 DELLA drop at random is other entries; and where entries of a change are equal at the cut of a trim, which
 among bf16 checkpoints many are, all of them stay and mergekit takes exactly its count. What cannot be kept is
 refused with its line.

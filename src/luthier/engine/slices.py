@@ -43,7 +43,23 @@ def sliced(inputs: Inputs, slices: Sequence[Slice], method: Any) -> Inputs:
         for info in models[piece[0][0]].outside:
             if info.role.startswith("embed") == before:
                 outside[info.name] = [(m, info.name) for m, _, _ in piece]
-    return inputs.giving(outside | made, restacked(home, kept))
+    ends = {role: {m: next((i for i in models[m].outside if i.role == role), None) for m in models}
+            for role in ("embed", "head")}  # fmt: skip
+    head = _head(ends, slices)
+    tied = any(ends["head"][m] is None for piece in (slices[0], slices[-1]) for m, _, _ in piece)
+    told = {"tie_word_embeddings": False} if head and tied else {}
+    return inputs.giving(outside | head | made, restacked(home, kept) | told)
+
+
+def _head(ends: Mapping[str, Mapping[int | None, Any]], slices: Sequence[Slice]) -> dict[str, list[Read]]:
+    """The head, where one of the models at either end has its own: of the others it is their embedding."""
+    found = [(m, ends["head"][m] or ends["embed"][m]) for m, _, _ in slices[-1]]
+    own = next((h for piece in (slices[-1], slices[0]) for m, _, _ in piece if (h := ends["head"][m])), None)
+    first, last = ends["embed"][slices[0][0][0]], found[0][1]
+    if first and last and first.shape != last.shape:
+        what = f"a head of {list(last.shape)} after an embedding of {list(first.shape)}"
+        raise LuthierError(what, where=f"slices[{len(slices) - 1}]", do="set tokenizer: base, union or a model's name")
+    return {own.name: [(m, info.name) for m, info in found if info]} if own else {}
 
 
 def _check(number: int, piece: Slice, models: Mapping[int | None, Stack], method: Any) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from luthier.errors import LuthierError, unknown
 from luthier.fields import Count, Natural, Positive, Range, coerce, hints, thaw
 from luthier.shapes import Measure
 
-BY_ITEM = ("eval.perplexity", "eval.accuracy")
-"""measures of ours that candidates can be judged by"""
+BY_ITEM = {"eval.perplexity": "nll", "eval.accuracy": "accuracy"}
+"""measures of ours that candidates can be judged by, and what each gives"""
 MEMORY = 512 << 20
 """Bytes a streamed transform may hold unless told otherwise."""
 
@@ -164,6 +164,13 @@ class SearchSpec(_Spec):
                 raise LuthierError(what, where="search.measures", do=f"take {' or '.join(BY_ITEM)}")
         if self.storage is not None:
             must_be_storage(self.storage)
+
+    def objectives(self, data: Sequence[Any]) -> tuple[str, ...]:
+        """Names of what is measured on these data, in order; none where a measure is not of ours."""
+        if any(m.id not in BY_ITEM for m in self.measures):
+            return ()
+        every = [(source, BY_ITEM[m.id]) for m in self.measures for source in data]
+        return tuple(f"{source.name} {metric}" for source, metric in every if metric == "nll" or source.scored)
 
     def rungs(self, items: int) -> tuple[int, ...]:
         """How many items a candidate has been judged by at each stop; the last is all of them."""

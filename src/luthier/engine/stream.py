@@ -22,7 +22,7 @@ from luthier.checkpoint.alike import doubts
 from luthier.checkpoint.card import put_card
 from luthier.checkpoint.header import CODES
 from luthier.checkpoint.reader import Checkpoint, TensorInfo
-from luthier.checkpoint.writer import ShardWriter, config_with_dtype, copy_sidecars, write_folder
+from luthier.checkpoint.writer import ShardWriter, config_with_dtype, copy_sidecars, sidecars, write_folder
 from luthier.engine import calibration
 from luthier.engine.layout import PLAIN, Layout, Spoken
 from luthier.engine.marks import still_true
@@ -31,7 +31,7 @@ from luthier.engine.pieces import BATCH, CHUNK, Inputs, Memory, Source, check_gr
 from luthier.engine.process import one_thread_each
 from luthier.engine.slices import sliced
 from luthier.engine.spec import MEMORY
-from luthier.engine.taking import HELD, peak, seconds
+from luthier.engine.taking import HELD, beyond, peak, seconds
 from luthier.errors import LuthierError
 from luthier.flows import Group, Piece
 from luthier.kit.compiled import worth
@@ -45,7 +45,8 @@ __all__ = ["Plan", "plan_transform", "put_transform", "run_transform", "transfor
 
 @dataclass(frozen=True)
 class Plan:
-    """What a Transform will write and need. seconds: a rough guess for one core.  notes: what to know of the result."""
+    """What a Transform will write and need. seconds: a rough guess for one core.  notes: what to know of the result.
+    kept_bytes: what it keeps on disk while it runs."""
 
     tensors: tuple[TensorInfo, ...]
     read_bytes: int
@@ -53,6 +54,7 @@ class Plan:
     memory_bytes: int
     seconds: float
     notes: tuple[str, ...] = ()
+    kept_bytes: int = 0
 
 
 def plan_transform(
@@ -71,9 +73,11 @@ def plan_transform(
     spoken = Spoken(base, experts, layout)
     inputs = _prepare(method, spoken.base, spoken.experts, torch.device("cpu"), memory, threads, layout, roles or {})
     written = _written(_reference(base, experts), inputs, dtype)
+    for home in [s for s in _sources(base, experts) if isinstance(s, Checkpoint)][:1]:
+        sidecars(home)
     read = sum(info.nbytes for s in _sources(base, experts) for info in s.tensors.values())
-    notes, size = (*spoken.notes, *inputs.notes), sum(info.nbytes for info in written)
-    return Plan(written, read, size, peak(method, inputs), seconds(method, inputs), notes)
+    size, notes = sum(i.nbytes for i in written), (*spoken.notes, *inputs.notes, *beyond(method, inputs, memory))
+    return Plan(written, read, size, peak(method, inputs), seconds(method, inputs), notes, method.keeps(inputs))
 
 
 def run_transform(
@@ -263,7 +267,7 @@ def _check_alike(reference: Source, expert: Source) -> None:
             raise LuthierError(
                 f"has the shape {list(other.shape)}, {where(reference, name)} has {list(info.shape)}",
                 where=where(expert, name),
-                do="merge models of one vocabulary" if vocabulary else "merge models of one architecture",
+                do="set tokenizer: base, union or a model's name" if vocabulary else "merge models of one architecture",
             )
     for name, info in expert.tensors.items():
         tied = info.role == "head" and config.get("tie_word_embeddings", False)

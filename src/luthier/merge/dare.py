@@ -66,10 +66,21 @@ class Dare(Transform):
             divisible(self.weights, inputs)
         return inputs
 
+    def keeps(self, inputs: Any) -> int:
+        """A bit an entry and model, if the draws are needed again."""
+        return sum(-(-entries // 8) * changes for entries, changes in self._counts(inputs).values()) * self._again
+
+    @property
+    def _again(self) -> bool:
+        return self.rescale == "l1" or self.vote == "majority"
+
+    def _counts(self, inputs: Any) -> dict[str, tuple[int, int]]:
+        """name: entries of each change, and how many changes."""
+        return {name: (info.numel, len(inputs.made_from(name))) for name, info in inputs.tensors.items()}
+
     def survey(self, inputs: Any, ctx: Ctx) -> tuple[Factors, float | None, Draws]:
         """What restores each tensor's mass; what a tie elects, None without a vote; what was drawn for either."""
-        counts = {name: (info.numel, len(inputs.made_from(name))) for name, info in inputs.tensors.items()}
-        draws = Draws(counts, ctx.scratch, several=self.rescale == "l1" or self.vote == "majority")
+        draws = Draws(self._counts(inputs), ctx.scratch, several=self._again)
         factors: Factors = {}
         if self.rescale == "l1":
             factors = restoring(inputs, lambda piece: masses(piece, self._drawn(piece, ctx, draws)))

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from luthier.fields import Schedule
 from luthier.flows import Ctx, Piece
-from luthier.kit.angles import cosines, gram
+from luthier.kit.angles import cosine
 from luthier.kit.deltas import changes, one_each
 from luthier.kit.schedule import at
 from luthier.shapes import Reduces, Transform
@@ -56,21 +56,24 @@ class Widen(Transform):
 
     def survey(self, inputs: Any, ctx: Ctx) -> dict[str, Tensor]:
         """The weights of all changes, (E, K), by tensor name."""
-        found = {}
+        counts = {name: _weighed(info) for name, info in inputs.tensors.items()}
+        room_EK = torch.empty(len(inputs.experts), sum(counts.values()))  # what stays, in one block
+        found = dict(zip(counts, room_EK.split(list(counts.values()), dim=1), strict=True))
         for name, parts in groupby(inputs.each(_seen), key=lambda part: part[0]):
             info = inputs.tensors[name]
             seen = (part for _, part in parts)  # taken one by one: of a large matrix there are thousands
             whole = _beside(seen, info.shape[0]) if _by_row(info) else functools.reduce(torch.add, seen)
-            found[name] = self._weights(whole, info)
+            found[name].copy_(self._weights(whole, info))
         return found
 
     def _weights(self, seen: Tensor, info: Any) -> Tensor:
         ratio, calibration = (at(s, info.name, info.depth) for s in (self.above_average_ratio, self.calibration))
         if len(info.shape) < 2:
             return _scores(seen, 1, ratio, calibration).float()
-        lengths_KS = seen.diagonal(dim1=-2, dim2=-1).sqrt()
+        squares_KS, products_KS = seen.unbind(-1)
+        lengths_KS = squares_KS.sqrt()
         longer_EK = (lengths_KS[:, 1:] - lengths_KS[:, :1]).abs().T
-        turned_EK = (1 - cosines(seen)[:, 0, 1:]).T
+        turned_EK = (1 - cosine(products_KS[:, 1:], squares_KS[:, 1:], squares_KS[:, :1])).T
         turned_EK = turned_EK.where((lengths_KS[:, 1:] + lengths_KS[:, :1]).T > 0, 0.0)
         scores = [_scores(_ranks(moved_EK), len(lengths_KS), ratio, calibration) for moved_EK in (longer_EK, turned_EK)]
         return ((scores[0] + scores[1]) / 2).float()
@@ -92,17 +95,29 @@ def _by_row(tensor: Any) -> bool:
     return tensor.role == "embed" and len(tensor.shape) > 1
 
 
+def _weighed(info: Any) -> int:
+    """How many weights each expert has."""
+    if len(info.shape) < 2:
+        return info.numel
+    return info.shape[0] if _by_row(info) else info.shape[-1]
+
+
 def _seen(piece: Piece) -> tuple[str, Tensor]:
-    """Of a vector the sizes of its changes, (E, K); of a matrix the inner products of the models, (K, S, S)."""
+    """Of a vector the sizes of its changes, (E, K); of a matrix (K, S, 2): the models' squares and products with the
+    base."""
     assert piece.base is not None
     if len(piece.shape) < 2:
         return piece.name, torch.stack([c.abs().flatten() for c in changes(piece)]).double().cpu()
-    models_RC = [piece.base, *piece.experts]
-    return piece.name, gram(models_RC if _by_row(piece) else [m_RC.mT for m_RC in models_RC]).cpu()
+    along, base_RC = int(_by_row(piece)), piece.base.double()
+    found = []
+    for model_RC in (base_RC, *piece.experts):
+        wide_RC = model_RC.double()  # one at a time
+        found.append(torch.stack([(wide_RC * wide_RC).sum(along), (wide_RC * base_RC).sum(along)], 1))
+    return piece.name, torch.stack(found, 1).cpu()
 
 
 def _beside(parts: Iterator[Tensor], rows: int) -> Tensor:
-    """All parts, (rows, S, S), in one block: thousands of small ones that stay would scatter over the heap."""
+    """All parts, (rows, S, 2), in one block: thousands of small ones that stay would scatter over the heap."""
     made, at = torch.empty(0), 0
     for part in parts:
         made = made if at else part.new_empty(rows, *part.shape[1:])
