@@ -261,15 +261,14 @@ def test_a_merge_writes_folders(home, monkeypatch, capsys, name):
     assert not (home / name).exists()
 
 
-@pytest.mark.parametrize("config", ["r.yaml", "mergekit.yaml"])
-@pytest.mark.parametrize("status", ["", "failed"])
+@pytest.mark.parametrize(("config", "status"), [("r.yaml", ""), ("r.yaml", "failed"), ("mergekit.yaml", "")])
 def test_plan_reads_headers_only(home, tmp_path, monkeypatch, capsys, config, status):
     """A hash of contents would read every weight; of steps that are not done there is nothing to compare it with."""
     monkeypatch.chdir(home)
     for what in ("_content_hash", "read_flat"):
         monkeypatch.setattr(Checkpoint, what, lambda *_: pytest.fail("it read weights"))
     if status:
-        for step in ("a", "t", "merged"):
+        for step in ("a", "t"):
             (tmp_path / "steps" / step).mkdir(parents=True)
             record = {"hash": "h", "seed": 0, "use": "merge.linear", "step": step, "status": status}
             (tmp_path / "steps" / step / "record.json").write_text(json.dumps(record))
@@ -451,3 +450,59 @@ def test_a_fault_of_ours_is_one_line_and_code_1(monkeypatch, capsys):
     monkeypatch.setattr("luthier.cli_show.do_list", break_)
     code, _, err = said(capsys, "list")
     assert code == 1 and err == "luthier: RuntimeError: two lines; --debug shows where it came from\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are those of POSIX")
+@pytest.mark.parametrize(("by", "ignored", "code"), [
+    ("SIGTERM", "", 130), ("SIGHUP", "", 130), ("SIGINT", "", 130), ("SIGTERM", "SIGINT", 130),
+    ("SIGHUP", "SIGINT", 130), ("SIGINT", "SIGINT", 7), ("SIGHUP", "SIGHUP", 7), ("SIGTERM", "SIGHUP", 130),
+])  # fmt: skip
+def test_schedulers_stop_it_as_a_user_does(by, ignored, code):
+    """What a folder holds half written is removed on the way out; a signal that is ignored, as by nohup, stays so, and
+    who is deaf to Ctrl-C hears the others."""
+    script = f"""
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for name in ("SIGTERM", "SIGHUP"):
+    signal.signal(getattr(signal, name), signal.SIG_DFL)
+if "{ignored}":
+    signal.signal(getattr(signal, "{ignored}" or "SIGINT"), signal.SIG_IGN)
+from luthier import cli
+def work(words):
+    try:
+        os.kill(os.getpid(), signal.{by})
+        time.sleep({20 if code == 130 else 1})
+    finally:
+        print("cleaned up")
+    return 7
+cli._verb, sys.argv = work, ["luthier", "list"]
+cli.command()
+"""
+    made = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (made.stdout, made.returncode) == ("cleaned up\n", code)
+    assert ("stopped; run again to go on" in made.stderr) is (code == 130)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the shell is that of POSIX")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_who_closes_its_outputs_gets_its_work_all_the_same(closed, home, tmp_path):
+    shell = f'cd "$1" && exec "$2" -m luthier merge merge.yaml "$3" {closed}'
+    made = subprocess.run(["sh", "-c", shell, "sh", str(home), sys.executable, str(tmp_path / "out")])
+    assert made.returncode == 0 and (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="containers are those of Linux")
+@pytest.mark.parametrize(("files", "left"), [
+    ({"max": "5000000", "current": "4000000", "stat": "anon 1\ninactive_file 300000\n"}, 1300000),
+    ({"max": "10", "current": "40", "stat": "inactive_file 0"}, 0),
+    ({"max": "max", "current": "40", "stat": "inactive_file 0"}, None), ({"max": "10"}, None),
+    ({"max": "ten", "current": "1", "stat": "inactive_file 0"}, None),
+])  # fmt: skip
+def test_a_container_has_no_more_memory_than_is_left_to_it(files, left, tmp_path, monkeypatch):
+    from luthier.engine import room
+
+    for name, text in files.items():
+        (tmp_path / f"memory.{name}").write_text(text + "\n")
+    monkeypatch.setattr(room, "CGROUP", tmp_path)
+    free = room.free_memory()
+    assert free == left if left is not None else free > 1 << 20

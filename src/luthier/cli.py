@@ -14,9 +14,10 @@ import gc
 import importlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from luthier.errors import LuthierError, said, unknown
 
@@ -66,8 +67,11 @@ BRIEF = ("merge",)
 
 
 def command() -> NoReturn:
-    """`main` as a process. To collect garbage while torch is imported, and to take all of torch down object by object,
-    would cost a small merge a third of its time."""
+    """`main` as a process, which ends as cleanly by SIGTERM or SIGHUP as by Ctrl-C. To collect garbage while torch is
+    imported, and to take all of torch down object by object, would cost a small merge a third of its time."""
+    for number in filter(None, (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _ended)
     if sys.argv[1:2] and sys.argv[1] in BRIEF:
         gc.set_threshold(1_000_000, 20, 20)
         code = main()
@@ -77,10 +81,20 @@ def command() -> NoReturn:
     sys.exit(main())
 
 
+def _ended(*_: Any) -> None:
+    """As if by Ctrl-C, also where that is ignored, as in a shell's background."""
+    if not callable(signal.getsignal(signal.SIGINT)):
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
+    for name in ("stdout", "stderr"):  # closed by whoever called us
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     words = [w for w in words if w != "--debug"]
     try:
         code = _verb(words)

@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,18 +32,37 @@ def options_plan(parser: argparse.ArgumentParser) -> None:
 
 def do_plan(args: argparse.Namespace) -> int:
     from luthier.cli_models import merge_recipe
+    from luthier.recipe import find
     from luthier.recipe_inputs import Inputs
     from luthier.recipe_plan import plan
+    from luthier.recipe_text import read
 
     recipe = merge_recipe(args.recipe, args.set)
     inputs = Inputs(recipe, args.folder or Path("runs") / recipe.name, lambda event: None)
     inputs.open()
     made = plan(recipe, inputs)
+    text = read(find(args.recipe)).value
+    if args.folder and isinstance(text, dict) and "merge_method" in text:  # such a file is for luthier merge alone
+        made = replace(made, problems=(*made.problems, *_in_the_way(recipe, inputs, args.folder)))
     if args.json:
         print(json.dumps(made.as_dict(), indent=1))
     else:
         show_plan(console(), made)
     return 2 if made.problems else 0
+
+
+def _in_the_way(recipe: Any, inputs: Any, out: Path) -> list[str]:
+    """Why a merge could not put its folder there."""
+    from luthier.checkpoint.atomic import check_apart, check_replaceable
+    from luthier.errors import LuthierError
+
+    given = [inputs.model(name, step) for step in recipe.steps.values() for name in step.names("model")]
+    try:
+        check_apart(out, (s.path for s in given if isinstance(getattr(s, "path", None), Path)))
+        check_replaceable(out)
+    except LuthierError as fault:
+        return [str(fault)]
+    return []
 
 
 def options_run(parser: argparse.ArgumentParser) -> None:
